@@ -1,0 +1,1 @@
+"""How the winner is picked once candidates can be scored."""

@@ -1,0 +1,140 @@
+"""NSGA-II over accuracy and latency with a limit that holds by construction, and a resume that changes nothing.
+
+Optuna's constraints only order solutions, so instead every genome is repaired under the limit before Optuna stores it:
+no stored trial is over the limit. Optuna does not restore a sampler's generator, so the sampler is made anew for every
+trial, seeded from (seed, completed trials), after trials that a kill left running are marked failed.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bnas.profiles.errors import InputError
+
+from ..latency import LatencyModel, repair
+from ..spaces import Architecture
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One scored architecture. accuracy: 0 to 1 on the validation slice, with the supernet's weights."""
+
+    architecture: Architecture
+    accuracy: float
+    latency_ms: float
+
+    def to_dict(self) -> dict:
+        return {
+            "choices": list(self.architecture.choices),
+            "accuracy": self.accuracy,
+            "latency_ms": self.latency_ms,
+        }
+
+
+def evolve(
+    latency: LatencyModel,
+    limit_ms: float,
+    score: Callable[[tuple[int, ...]], float],
+    *,
+    evaluations: int,
+    population: int,
+    seed: int,
+    path: Path,
+    progress: Progress,
+) -> list[Trial]:
+    """Score `evaluations` architectures under the limit; the study lives in the SQLite file `path` and is continued from it.
+
+    score(indices) -> accuracy; asked once per architecture. Raises InputError if `path` is not such a file.
+    """
+    import optuna
+    from sqlalchemy.exc import DatabaseError
+
+    logging.getLogger("optuna").setLevel(logging.ERROR)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    space = latency.space
+    names = [d.id for d in space.decisions]
+    distributions = {
+        d.id: optuna.distributions.CategoricalDistribution(d.candidates) for d in space.decisions
+    }
+
+    class Repairing(optuna.samplers.NSGAIISampler):
+        """NSGA-II whose every genome, the first random ones too, is repaired before it is stored."""
+
+        def infer_relative_search_space(self, study: Any, trial: Any) -> dict:
+            return distributions
+
+        def sample_relative(self, study: Any, trial: Any, search_space: dict) -> dict:
+            params = super().sample_relative(study, trial, search_space)
+            if params:
+                genome = tuple(d.candidates.index(params[d.id]) for d in space.decisions)
+            else:
+                genome = space.indices(space.random(generator))
+            repaired = repair(latency, genome, limit_ms, marginal_scores(latency, done))
+            return dict(zip(names, space.architecture(repaired).choices, strict=True))
+
+    try:
+        storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+        study = optuna.create_study(
+            storage=storage, study_name="search", directions=["maximize", "minimize"], load_if_exists=True
+        )
+    except DatabaseError as error:
+        raise InputError(f"{path} is not a search database ({error.orig}); delete it to search again") from None
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    complete = (optuna.trial.TrialState.COMPLETE,)
+    known: dict[tuple[int, ...], float] = {}
+    done: list[tuple[tuple[int, ...], float]] = []
+    for trial in study.get_trials(deepcopy=False, states=complete):
+        genome = tuple(d.candidates.index(trial.params[d.id]) for d in space.decisions)
+        done.append((genome, trial.values[0]))
+        known[genome] = trial.values[0]
+    while len(done) < evaluations:
+        generator = np.random.default_rng((seed, len(done)))
+        study.sampler = Repairing(population_size=population, seed=int(generator.integers(2**31)))
+        trial = study.ask(distributions)
+        genome = tuple(d.candidates.index(trial.params[d.id]) for d in space.decisions)
+        if genome not in known:
+            known[genome] = score(genome)
+        study.tell(trial, [known[genome], latency.ms_of(genome)])
+        done.append((genome, known[genome]))
+        progress("search", len(done), evaluations)
+    storage.engine.dispose()
+    return [Trial(space.architecture(g), accuracy, latency.ms_of(g)) for g, accuracy in done[:evaluations]]
+
+
+def marginal_scores(latency: LatencyModel, done: list[tuple[tuple[int, ...], float]]) -> tuple[np.ndarray, ...]:
+    """scores[d][k]: mean accuracy of the scored architectures that take candidate k at decision d; the overall mean if none."""
+    genomes = np.array([g for g, _ in done], dtype=int).reshape(len(done), len(latency.candidate_ms))
+    accuracies = np.array([a for _, a in done])
+    overall = float(accuracies.mean()) if done else 0.0
+    return tuple(
+        np.array([float(accuracies[taken].mean()) if (taken := genomes[:, d] == k).any() else overall for k in range(len(ms))])
+        for d, ms in enumerate(latency.candidate_ms)
+    )
+
+
+def winner(trials: list[Trial], images: int) -> Trial:
+    """The slowest architecture within one standard error of the best accuracy.
+
+    Supernet accuracies on `images` validation images that close are the same number; among equals the one that uses more
+    of the allowed time has more room to learn when it is trained alone. Remaining ties: more accurate, then by name.
+    """
+    best = max(t.accuracy for t in trials)
+    error = (best * (1 - best) / images) ** 0.5
+    equals = [t for t in trials if t.accuracy >= best - max(error, 1 / images)]
+    return max(equals, key=lambda t: (t.latency_ms, t.accuracy, t.architecture.name))
+
+
+def pareto_front(trials: list[Trial]) -> list[Trial]:
+    """The architectures no other beats in both accuracy and latency, fastest first."""
+    front: list[Trial] = []
+    for trial in sorted(set(trials), key=lambda t: (t.latency_ms, -t.accuracy, t.architecture.name)):
+        if not front or trial.accuracy > front[-1].accuracy:
+            front.append(trial)
+    return front

@@ -1,0 +1,24 @@
+"""SPOS: uniform single-path supernet, batch-norm recalibration, evolutionary selection (Guo et al., ECCV 2020).
+
+Where we differ from the released code: validation is a fixed slice of the training images (there: the reported test
+split, other images for each candidate), statistics are rebuilt with cumulative averages (there: momentum 0.1), and
+selection is NSGA-II on accuracy and latency with the limit held by repair (there: rejection under a FLOPs limit).
+"""
+
+import numpy as np
+
+from ..spaces import ChainSpace
+from . import single_path
+from .single_path import SearchResult, SearchTask
+
+SOURCE = "Single Path One-Shot Neural Architecture Search with Uniform Sampling (Guo et al., ECCV 2020)"
+
+
+def uniform(space: ChainSpace, seed: int, step: int) -> tuple[int, ...]:
+    """One path, uniform over all architectures; a function of (seed, step) alone."""
+    rng = np.random.default_rng((seed, step))
+    return tuple(int(rng.integers(len(d.candidates))) for d in space.decisions)
+
+
+def search(task: SearchTask) -> SearchResult:
+    return single_path.search(task, uniform)

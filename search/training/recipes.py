@@ -1,0 +1,47 @@
+"""How long and how hard to train: plain values, one per budget."""
+
+from dataclasses import asdict, dataclass
+
+from bnas.profiles.errors import unknown
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run. Rates are of Adam, which beats SGD for 1-bit networks (Bi-Real Net, ReActNet); decay spares 1-bit weights."""
+
+    epochs: int
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    warmup: float = 0.05  # share of the steps
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Everything a search spends. evaluations: architectures scored; calibration_images: to rebuild batch-norm statistics."""
+
+    supernet: Recipe
+    evaluations: int
+    population: int
+    calibration_images: int
+    training: Recipe
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+BUDGETS = {
+    "smoke": Budget(Recipe(6, 128), 24, 8, 512, Recipe(8)),
+    "default": Budget(Recipe(60, 128), 96, 16, 1024, Recipe(60)),
+    # SPOS as published: 120 and 240 epochs of batch 1,024; 20 generations of 50; 25,600 calibration images.
+    "paper": Budget(Recipe(120, 1024), 1000, 50, 25_600, Recipe(240, 1024)),
+}
+
+
+def budget(name: str) -> Budget:
+    if name not in BUDGETS:
+        raise unknown("budget", name, BUDGETS)
+    return BUDGETS[name]
