@@ -1,0 +1,93 @@
+"""The command line: commands are registered here, and every way to fail becomes one line and an exit code.
+
+0 done, 2 bad input (the user can mend it), 1 failure, 130 interrupted.
+"""
+
+import errno
+import os
+from collections.abc import Sequence
+
+import typer
+
+from bnas.profiles.errors import InputError
+
+from . import __version__
+from .commands.bench import bench
+from .commands.demo import demo
+from .commands.export import export
+from .commands.profiles import profiles
+from .commands.report import report
+from .commands.search import search
+from .commands.train import train
+from .console import errors
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Search, train, export and bench 1-bit networks that meet a latency budget on your device.",
+    epilog="Example: bnas search --profile rtx3080 && bnas export --format tflite && bnas bench",
+)
+app.command()(search)
+app.command()(train)
+app.command()(export)
+app.command()(bench)
+app.add_typer(profiles, name="profiles")
+app.command()(report)
+app.command()(demo)
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"bnas {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; the exit code. Nothing but the commands' own output and one line per error is printed."""
+    import click
+
+    try:
+        app(list(arguments), standalone_mode=False)
+        return 0
+    except InputError as error:
+        return _fail(str(error), 2)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.Abort:
+        return _fail("interrupted; the same command continues where it stopped", 130)
+    except click.ClickException as error:
+        return _fail(f"{error.format_message()} (see --help)".replace("\n", " "), 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command continues where it stopped", 130)
+    except ModuleNotFoundError as error:
+        if os.environ.get("BNAS_TRACEBACK"):
+            raise
+        return _fail(f"this command needs the package {error.name!r}: pip install 'bnas[all]'", 2)
+    except OSError as error:
+        if os.environ.get("BNAS_TRACEBACK"):
+            raise
+        place = f" {error.filename}" if error.filename else ""
+        if error.errno in FULL:
+            return _fail(f"no space left to write{place}; free some space, the same command continues where it stopped", 1)
+        return _fail(f"cannot use{place}: {error.strerror or error}; choose another path", 2)
+    except Exception as error:
+        if os.environ.get("BNAS_TRACEBACK"):
+            raise
+        text = " ".join(str(error).split()) or "no message"
+        return _fail(f"{type(error).__name__}: {text} (BNAS_TRACEBACK=1 shows where)", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    errors.print(f"error: {message}", style="red" if errors.is_terminal else None, markup=False)
+    return code

@@ -1,0 +1,94 @@
+"""Options that commands share, and turning what a user types into values."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from bnas.profiles.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from bnas.search.data import ImageSet
+
+JSON = typer.Option(False, "--json", help="Print one JSON document on stdout; progress goes to stderr.")
+RUN = typer.Argument(None, help="Run folder, or its name under runs/ (default: the newest run).", show_default=False)
+ACCELERATOR = typer.Option("auto", "--accelerator", help="Where to train: auto, cpu, cuda or cuda:N.")
+DATA = typer.Option("digits", "--data", help="digits, a folder of class folders, parquet files, or a Hugging Face image set.")
+IMAGE_SIZE = typer.Option(None, "--image-size", help="Resize images to this many pixels a side.")
+IMAGE_COLUMN = typer.Option(None, "--image-column", help="Parquet column of the images (default: img or image).")
+LABEL_COLUMN = typer.Option(None, "--label-column", help="Parquet column of the labels (default: label, labels, fine_label).")
+
+_LIMIT = re.compile(r"\s*([-+]?[\d.]+(?:e[-+]?\d+)?)\s*(ms|us|µs|s)?\s*", re.IGNORECASE)
+_MS = {"ms": 1.0, "us": 1e-3, "µs": 1e-3, "s": 1e3}
+
+
+def parse_limit_ms(text: str) -> float:
+    """`8ms`, `800us`, `0.5s` or a bare number in ms. Raises InputError unless it is a positive time."""
+    match = _LIMIT.fullmatch(text)
+    try:
+        value = float(match[1]) * _MS[(match[2] or "ms").lower()] if match else math.nan
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"--max-latency {text!r} is not a positive time; write for example 8ms, 800us or 8")
+    return value
+
+
+def load_data(config: dict) -> ImageSet:
+    """The images a run's `data` configuration names. Raises InputError if they are no longer the same images."""
+    from bnas.search.data import load_images
+
+    images = load_images(
+        config["source"],
+        image_size=config["image_size"],
+        image_column=config["image_column"],
+        label_column=config["label_column"],
+    )
+    if "fingerprint" in config and images.fingerprint != config["fingerprint"]:
+        raise InputError(f"the images of {config['source']!r} changed since this run was started; start a new run")
+    return images
+
+
+def data_config(source: str, image_size: int | None, image_column: str | None, label_column: str | None) -> dict:
+    """What a run remembers of its data; paths are kept absolute so that later commands find them from anywhere."""
+    if image_size is not None and image_size < 1:
+        raise InputError(f"--image-size {image_size} must be at least 1 pixel")
+    path = Path(source)
+    return {
+        "source": str(path.resolve()) if path.exists() and source != "digits" else source,
+        "image_size": image_size,
+        "image_column": image_column,
+        "label_column": label_column,
+    }
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device `--accelerator` names; auto is the first GPU if there is one."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise InputError(f"--accelerator {name!r} is not one of auto, cpu, cuda, cuda:N")
+    if name.startswith("cuda"):
+        count = torch.cuda.device_count()
+        if int(name.partition(":")[2] or 0) >= count:
+            raise InputError(f"--accelerator {name}: this machine has {count} CUDA devices; use --accelerator auto")
+    return torch.device(name)
+
+
+def normalise(images: ImageSet, split: str, count: int) -> np.ndarray:
+    """The first `count` images of a split as a network sees them: float32 [N, C, H, W]."""
+    import numpy as np
+
+    pixels = getattr(images, split).images[:count].astype(np.float32) / np.float32(255)
+    mean = np.array(images.mean, np.float32).reshape(1, -1, 1, 1)
+    std = np.array(images.std, np.float32).reshape(1, -1, 1, 1)
+    return (pixels - mean) / std

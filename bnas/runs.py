@@ -1,0 +1,144 @@
+"""Run folders: what was asked for, its hash, one lock, and the results of the stages beside it.
+
+    run.yaml               the resolved configuration and its hash
+    search.json            what the search found (trials.db and supernet.safetensors are its state)
+    architecture.yaml      the architecture found
+    train.json             accuracies (model.safetensors: the network; training.safetensors: the state)
+    profile.yaml           the profile the search was guided by
+    model.onnx, ...        what `bnas export` wrote, with export-onnx.json, export-tflite.json
+    bench.json             what `bnas bench` measured, raw samples included
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from bnas.profiles import atomic
+from bnas.profiles.errors import InputError
+
+from . import __version__
+
+FORMAT = 1
+ROOT = Path("runs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run folder; config is the resolved configuration it was started with."""
+
+    folder: Path
+    config: dict
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def read(self, name: str) -> dict | None:
+        """The JSON result `name`, None if that stage has not finished. Raises InputError if the file is corrupt."""
+        path = self.path(name)
+        if not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_text())
+        except ValueError:
+            raise InputError(f"{path} is not valid JSON; delete it to do that stage again") from None
+
+    def write(self, name: str, content: dict) -> None:
+        atomic.write_text(self.path(name), json.dumps(content, indent=2) + "\n")
+
+
+def config_hash(config: dict) -> str:
+    """Eight hex digits over the canonical form of `config`."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def start(config: dict, name: str, *, out: Path | None, restart: bool) -> Run:
+    """Open the run of `config`, new or to be continued; default folder runs/<name>-<hash>.
+
+    Raises InputError if the folder holds a run of another configuration (listing the keys that differ) or no run at all.
+    """
+    folder = out or ROOT / f"{name}-{config_hash(config)}"
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; choose another folder with --out")
+    if (folder / "run.yaml").exists() and restart:
+        with locked(folder):
+            for path in folder.iterdir():
+                if path.name != "lock":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if (folder / "run.yaml").exists():
+        run = open_run(folder)
+        if differing := _differing(run.config, config):
+            raise InputError(
+                f"{folder} holds another run (differing: {', '.join(differing)}); choose another folder with --out, "
+                "or throw that run away with --restart"
+            )
+        (folder / "run.yaml").touch()
+        return run
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"format": FORMAT, "bnas": __version__, "hash": config_hash(config), "config": config}
+    atomic.write_text(folder / "run.yaml", yaml.safe_dump(content, sort_keys=False))
+    return Run(folder, config)
+
+
+def _differing(old: dict, new: dict, prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            names += _differing(a, b, f"{prefix}{key}.")
+        elif a != b:
+            names.append(f"{prefix}{key}: {a} -> {b}")
+    return names
+
+
+def open_run(folder: Path) -> Run:
+    """Raises InputError if `folder` is not a run or its run.yaml is damaged."""
+    path = folder / "run.yaml"
+    if not path.is_file():
+        raise InputError(f"{folder} is not a run folder (no run.yaml); make one with: bnas search --profile rtx3080")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML ({' '.join(str(error).split())}); start again with --restart") from None
+    if not isinstance(content, dict) or set(content) != {"format", "bnas", "hash", "config"}:
+        raise InputError(f"{path}: expected exactly the keys format, bnas, hash and config; start again with --restart")
+    if content["format"] != FORMAT:
+        raise InputError(f"{path}: format {content['format']!r} is not supported; this version reads format {FORMAT}")
+    if content["hash"] != config_hash(content["config"]):
+        raise InputError(f"{path} was changed by hand: its hash does not match; start again with --restart")
+    return Run(folder, content["config"])
+
+
+def find(run: str | None) -> Run:
+    """The run a command works on: a folder, a name under runs/, or the newest run when none is given."""
+    if run is None:
+        found = sorted(ROOT.glob("*/run.yaml"), key=lambda p: p.stat().st_mtime_ns)
+        if not found:
+            raise InputError(f"there is no run under {ROOT}/; make one with: bnas search --profile rtx3080")
+        return open_run(found[-1].parent)
+    folder = Path(run)
+    if not folder.exists() and (ROOT / run).exists():
+        folder = ROOT / run
+    if not folder.exists():
+        raise InputError(f"there is no run {run!r}; runs here: {', '.join(sorted(p.parent.name for p in ROOT.glob('*/run.yaml'))) or 'none'}")
+    return open_run(folder)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run for this process; the operating system frees it when the process dies.
+
+    Raises InputError if another living process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            yield
+    except Timeout:
+        raise InputError(f"{folder} is in use by another bnas process; wait for it, or choose another folder with --out") from None
