@@ -57,29 +57,39 @@ class FloatOp:
 
 # kind -> attribute names. Arrays are float32; spatial tuples are (height, width); pads are (top, left, bottom, right).
 FLOAT_OPS: dict[str, tuple[str, ...]] = {
-    "conv": ("weight", "bias", "strides", "pads", "dilations", "groups"),  # weight [out, in/g, kh, kw], bias [out], zero pads
+    "conv": ("weight", "bias", "strides", "pads", "dilations", "groups"),  # [out, in/g, kh, kw], [out]; zero pads
     "linear": ("weight", "bias"),  # [N, in] -> [N, out]; weight [out, in]
     "affine": ("scale", "bias"),  # x * scale + bias, each [C] (channel axis 1) or [1]
     "add": (),  # two inputs of one shape
     "prelu": ("slope",),  # [C]
     "relu": (),
-    "avg_pool": ("kernel", "strides"),  # no padding, kernel (h, w)
+    "avg_pool": ("kernel", "strides", "ceil"),  # ceil: windows may cross the bottom/right edge, mean of what is inside
     "max_pool": ("kernel", "strides", "pads"),
     "concat": (),  # channels
     "slice": ("start", "stop"),  # channels [start, stop)
     "global_mean": (),  # [N, C, H, W] -> [N, C]
     "flatten": (),  # [N, C, H, W] -> [N, C*H*W]
+    "sign": ("shift",),  # x < shift ? -1 : +1, shift [C]; only in front of a convolution that stays float
+    "pad": ("pads", "value"),  # constant, spatial; likewise
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """Nodes in execution order, one image input [N, C, H, W] and one output [N, classes] (or any shape)."""
+    """Nodes in execution order, one image input [N, C, H, W] and one output [N, classes] (or any shape).
+
+    extra_inputs: (name, (C, H, W)) of further inputs; only the graphs of single units have one, a residual.
+    """
 
     input: str
     input_shape: tuple[int, int, int]
     output: str
     nodes: tuple[BinaryConv | FloatOp, ...]
+    extra_inputs: tuple[tuple[str, tuple[int, int, int]], ...] = ()
+
+    @property
+    def inputs(self) -> tuple[tuple[str, tuple[int, int, int]], ...]:
+        return ((self.input, self.input_shape), *self.extra_inputs)
 
     @property
     def binary_convs(self) -> tuple[BinaryConv, ...]:
@@ -88,3 +98,68 @@ class Graph:
     @property
     def float_convs(self) -> tuple[FloatOp, ...]:
         return tuple(n for n in self.nodes if isinstance(n, FloatOp) and n.kind == "conv")
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every value without its batch axis: (C, H, W) or (features,)."""
+        known: dict[str, tuple[int, ...]] = dict(self.inputs)
+        for node in self.nodes:
+            known[node.output] = output_shape(node, tuple(known[name] for name in node.inputs))
+        return known
+
+
+def output_shape(node: BinaryConv | FloatOp, inputs: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+    """Shape of a node's value from its inputs' shapes, all without the batch axis."""
+    first = inputs[0]
+    if isinstance(node, BinaryConv):
+        return _windows(first, node.negative.shape, node.strides, node.pads, node.dilations)
+    a = node.attributes
+    match node.kind:
+        case "conv":
+            return _windows(first, a["weight"].shape, a["strides"], a["pads"], a["dilations"])
+        case "avg_pool":
+            return _windows(first, (first[0], 1, *a["kernel"]), a["strides"], ceil=a["ceil"])
+        case "max_pool":
+            return _windows(first, (first[0], 1, *a["kernel"]), a["strides"], a["pads"])
+        case "pad":
+            top, left, bottom, right = a["pads"]
+            return (first[0], first[1] + top + bottom, first[2] + left + right)
+        case "linear":
+            return (a["weight"].shape[0],)
+        case "concat":
+            return (sum(shape[0] for shape in inputs), *first[1:])
+        case "slice":
+            return (a["stop"] - a["start"], *first[1:])
+        case "global_mean":
+            return first[:1]
+        case "flatten":
+            return (int(np.prod(first)),)
+    return first
+
+
+def _windows(
+    image: tuple[int, ...],
+    weight: tuple[int, ...],
+    strides: tuple[int, int],
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0),
+    dilations: tuple[int, int] = (1, 1),
+    ceil: bool = False,
+) -> tuple[int, int, int]:
+    """(C, H, W) after sliding windows of `weight` = (out channels, ., kh, kw) over `image` = (C, H, W)."""
+
+    def along(axis: int) -> int:
+        free = image[1 + axis] + pads[axis] + pads[axis + 2] - dilations[axis] * (weight[2 + axis] - 1) - 1
+        return (-(-free // strides[axis]) if ceil else free // strides[axis]) + 1
+
+    return (weight[0], along(0), along(1))
+
+
+def same_pads(
+    size: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int], dilations: tuple[int, int] = (1, 1)
+) -> tuple[int, int, int, int]:
+    """TensorFlow SAME padding (top, left, bottom, right): ceil(size / stride) outputs, the odd pixel goes after."""
+    before, after = [], []
+    for pixels, taps, stride, dilation in zip(size, kernel, strides, dilations, strict=True):
+        total = max((-(-pixels // stride) - 1) * stride + dilation * (taps - 1) + 1 - pixels, 0)
+        before.append(total // 2)
+        after.append(total - total // 2)
+    return (before[0], before[1], after[0], after[1])
