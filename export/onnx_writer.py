@@ -1,0 +1,313 @@
+"""Graph -> ONNX: each fused binary unit is one `ai.bnas::BinaryConv2d` node that carries its own definition.
+
+The definition is a model-local function over standard operators, so any runtime reads the file; a registered native
+kernel takes the node over. Three rules, learnt by running: every function input is given (an absent part is its neutral
+constant of one element), because onnxruntime does not load a body with a missing optional input; every attribute is
+written on every node, because onnx's ReferenceEvaluator ignores function defaults; ir_version 9 and opset 18, because
+the oldest supported runtime (1.17) refuses newer ones. `onnx.checker` notices none of the three.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from bnas.profiles import atomic
+
+from .bits import pack
+from .graph import BinaryConv, FloatOp, Graph
+
+DOMAIN, OPERATOR = "ai.bnas", "BinaryConv2d"
+OPSET, IR_VERSION = 18, 9
+FUNCTION_INPUTS = (
+    "x",  # [N, C, H, W] float32
+    "w_packed",  # [O, kh, kw, ceil(Cg / 8)] uint8, least significant bit first, 1 means -1
+    "scale",  # [O, 1, 1]
+    "bias",  # [O, 1, 1]
+    "shift",  # [C, 1, 1]
+    "residual",  # [N, O, Ho, Wo]
+    "slope",  # [O, 1, 1]
+    "act_shift_in",  # [O, 1, 1]
+    "act_shift_out",  # [O, 1, 1]
+)
+FUNCTION_ATTRIBUTES = ("in_channels", "kernel_shape", "strides", "pads", "dilations", "group")
+
+
+def write_onnx(graph: Graph, path: Path | str, metadata: dict[str, str], *, name: str = "network") -> None:
+    """Write `graph` to `path` in one step. `metadata` becomes the file's metadata_props."""
+    atomic.write_bytes(path, to_onnx(graph, metadata, name=name).SerializeToString())
+
+
+def to_onnx(graph: Graph, metadata: dict[str, str], *, name: str = "network") -> ModelProto:
+    """The checked model. Its batch axis is dynamic; values keep the names they have in `graph`."""
+    shapes = graph.shapes()
+    body = _Body()
+    for node in graph.nodes:
+        if isinstance(node, BinaryConv):
+            _binary_conv(body, node)
+        else:
+            FLOAT_WRITERS[node.kind](body, node, shapes[node.output])
+
+    def value(value_name: str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(value_name, TensorProto.FLOAT, ["N", *shapes[value_name]])
+
+    units = bool(graph.binary_convs)
+    model = helper.make_model(
+        helper.make_graph(
+            body.nodes, name, [value(n) for n, _ in graph.inputs], [value(graph.output)], body.initializers
+        ),
+        functions=[binary_conv_function()] if units else [],
+        opset_imports=[helper.make_opsetid("", OPSET), *([helper.make_opsetid(DOMAIN, 1)] if units else [])],
+        ir_version=IR_VERSION,
+        producer_name="bnas",
+    )
+    helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def binary_conv_function() -> FunctionProto:
+    """What `BinaryConv2d` means, in standard operators: act(conv(sign(x - shift), W) * scale + bias + residual).
+
+    The weight branch depends on constants only, so a runtime folds it into a plain float weight at load.
+    """
+
+    def constant(output: str, value: np.ndarray | float, dtype: type = np.float32) -> NodeProto:
+        return helper.make_node("Constant", [], [output], value=numpy_helper.from_array(np.asarray(value, dtype)))
+
+    def attribute(output: str, name: str) -> NodeProto:
+        node = helper.make_node("Constant", [], [output])
+        node.attribute.append(_reference("value_ints", name, AttributeProto.INTS))
+        return node
+
+    conv = helper.make_node("Conv", ["padded", "weight"], ["dots"])
+    conv.attribute.extend(_reference(n, n, AttributeProto.INTS) for n in ("kernel_shape", "strides", "dilations"))
+    conv.attribute.append(_reference("group", "group", AttributeProto.INT))
+    nodes = [
+        constant("plus_one", 1.0),
+        constant("minus_one", -1.0),
+        constant("two", 2.0),
+        constant("bit_numbers", np.arange(8), np.uint8),
+        constant("lowest_bit", [1], np.uint8),
+        constant("merge_last", [0, 0, 0, -1], np.int64),
+        constant("first", [0], np.int64),
+        constant("last_axis", [3], np.int64),
+        constant("new_axis", [4], np.int64),
+        constant("spatial_axes", [2, 3], np.int64),
+        attribute("channels", "in_channels"),
+        attribute("pads_given", "pads"),
+        helper.make_node("Cast", ["pads_given"], ["pad_amounts"], to=TensorProto.INT64),  # else shape inference fails
+        # weights: bytes -> bits -> +1 and -1
+        helper.make_node("Unsqueeze", ["w_packed", "new_axis"], ["bytes"]),
+        helper.make_node("BitShift", ["bytes", "bit_numbers"], ["shifted"], direction="RIGHT"),
+        helper.make_node("BitwiseAnd", ["shifted", "lowest_bit"], ["bits_by_byte"]),
+        helper.make_node("Cast", ["bits_by_byte"], ["float_bits"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["float_bits", "merge_last"], ["all_bits"]),
+        helper.make_node("Slice", ["all_bits", "first", "channels", "last_axis"], ["bits"]),
+        helper.make_node("Mul", ["bits", "two"], ["doubled"]),
+        helper.make_node("Sub", ["plus_one", "doubled"], ["weight_ohwi"]),
+        helper.make_node("Transpose", ["weight_ohwi"], ["weight"], perm=[0, 3, 1, 2]),
+        # activations: -1 where x < shift, so +0, -0 and NaN give +1
+        helper.make_node("Less", ["x", "shift"], ["negative"]),
+        helper.make_node("Where", ["negative", "minus_one", "plus_one"], ["signs"]),
+        helper.make_node("Pad", ["signs", "pad_amounts", "plus_one", "spatial_axes"], ["padded"]),
+        conv,
+        helper.make_node("Mul", ["dots", "scale"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "bias"], ["biased"]),
+        helper.make_node("Add", ["biased", "residual"], ["summed"]),
+        helper.make_node("Sub", ["summed", "act_shift_in"], ["centred"]),
+        helper.make_node("PRelu", ["centred", "slope"], ["rectified"]),
+        helper.make_node("Add", ["rectified", "act_shift_out"], ["y"]),
+    ]
+    return helper.make_function(
+        DOMAIN,
+        OPERATOR,
+        list(FUNCTION_INPUTS),
+        ["y"],
+        nodes,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        attributes=list(FUNCTION_ATTRIBUTES),
+    )
+
+
+def _reference(name: str, target: str, kind: AttributeProto.AttributeType) -> AttributeProto:
+    """Attribute `name` of a node inside the function, taken from the caller's attribute `target`."""
+    attribute = AttributeProto()
+    attribute.name, attribute.ref_attr_name, attribute.type = name, target, kind
+    return attribute
+
+
+class _Body:
+    """Nodes and initializers while a graph is being written."""
+
+    def __init__(self) -> None:
+        self.nodes: list[NodeProto] = []
+        self.initializers: list[TensorProto] = []
+        self._known: set[str] = set()
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        if name not in self._known:
+            self._known.add(name)
+            self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def node(self, operator: str, inputs: list[str], output: str, *, domain: str = "", **attributes: object) -> None:
+        self.nodes.append(
+            helper.make_node(operator, inputs, [output], name=output, domain=domain or None, **attributes)
+        )
+
+
+def _binary_conv(body: _Body, unit: BinaryConv) -> None:
+    def per_channel(part: str, value: np.ndarray | None, neutral: float) -> str:
+        array = np.full(1, neutral) if value is None else value
+        return body.constant(f"{unit.output}.{part}", array.astype(np.float32).reshape(-1, 1, 1))
+
+    no_residual = np.zeros((1, 1, 1, 1), np.float32)
+    body.node(
+        OPERATOR,
+        [
+            unit.x,
+            body.constant(f"{unit.output}.w_packed", pack(unit.negative)),
+            per_channel("scale", unit.scale, 1),
+            per_channel("bias", unit.bias, 0),
+            per_channel("shift", unit.shift, 0),
+            unit.residual or body.constant(f"{unit.output}.residual", no_residual),
+            per_channel("slope", unit.slope, 1),
+            per_channel("act_shift_in", unit.act_shift_in, 0),
+            per_channel("act_shift_out", unit.act_shift_out, 0),
+        ],
+        unit.output,
+        domain=DOMAIN,
+        in_channels=[unit.negative.shape[1]],
+        kernel_shape=list(unit.negative.shape[2:]),
+        strides=list(unit.strides),
+        pads=list(unit.pads),
+        dilations=list(unit.dilations),
+        group=unit.groups,
+    )
+
+
+def _conv(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
+    a = op.attributes
+    body.node(
+        "Conv",
+        [
+            op.inputs[0],
+            body.constant(f"{op.output}.weight", a["weight"].astype(np.float32)),
+            body.constant(f"{op.output}.bias", a["bias"].astype(np.float32)),
+        ],
+        op.output,
+        kernel_shape=list(a["weight"].shape[2:]),
+        strides=list(a["strides"]),
+        pads=list(a["pads"]),
+        dilations=list(a["dilations"]),
+        group=a["groups"],
+    )
+
+
+def _linear(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
+    weight = body.constant(f"{op.output}.weight", op.attributes["weight"].astype(np.float32))
+    bias = body.constant(f"{op.output}.bias", op.attributes["bias"].astype(np.float32))
+    body.node("Gemm", [op.inputs[0], weight, bias], op.output, transB=1)
+
+
+def _affine(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
+    scale, bias = op.attributes["scale"], op.attributes["bias"]
+    multiply, add = bool((scale != 1).any()), bool((bias != 0).any())
+    source = op.inputs[0]
+    if multiply or not add:
+        target = f"{op.output}.scaled" if add else op.output
+        body.node("Mul", [source, _along_channels(body, op, "scale", shape)], target)
+        source = target
+    if add:
+        body.node("Add", [source, _along_channels(body, op, "bias", shape)], op.output)
+
+
+def _prelu(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
+    body.node("PRelu", [op.inputs[0], _along_channels(body, op, "slope", shape)], op.output)
+
+
+def _avg_pool(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
+    a = op.attributes
+    body.node(
+        "AveragePool",
+        [op.inputs[0]],
+        op.output,
+        kernel_shape=list(a["kernel"]),
+        strides=list(a["strides"]),
+        pads=[0, 0, 0, 0],
+        ceil_mode=int(a["ceil"]),
+        count_include_pad=0,
+    )
+
+
+def _max_pool(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
+    a = op.attributes
+    body.node(
+        "MaxPool",
+        [op.inputs[0]],
+        op.output,
+        kernel_shape=list(a["kernel"]),
+        strides=list(a["strides"]),
+        pads=list(a["pads"]),
+    )
+
+
+def _slice(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
+    def index(value: int) -> str:
+        return body.constant(f"index.{value}", np.array([value], np.int64))
+
+    start, stop = op.attributes["start"], op.attributes["stop"]
+    body.node("Slice", [op.inputs[0], index(start), index(stop), index(1)], op.output)
+
+
+def _global_mean(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
+    pooled = f"{op.output}.pooled"
+    body.node("GlobalAveragePool", [op.inputs[0]], pooled)
+    body.node("Flatten", [pooled], op.output, axis=1)
+
+
+def _sign(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
+    negative = f"{op.output}.negative"
+    ones = [body.constant(f"value.{value}", np.array(value, np.float32)) for value in (-1, 1)]
+    body.node("Less", [op.inputs[0], _along_channels(body, op, "shift", shape)], negative)
+    body.node("Where", [negative, *ones], op.output)
+
+
+def _pad(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
+    pads = body.constant(f"{op.output}.pads", np.array(op.attributes["pads"], np.int64))
+    value = body.constant(f"{op.output}.value", np.array(op.attributes["value"], np.float32))
+    body.node("Pad", [op.inputs[0], pads, value, body.constant("spatial_axes", np.array([2, 3]))], op.output)
+
+
+def _along_channels(body: _Body, op: FloatOp, part: str, shape: tuple[int, ...]) -> str:
+    """The attribute `part` [C] or [1], shaped to broadcast against a value of `shape` (without its batch axis)."""
+    array = op.attributes[part].astype(np.float32)
+    return body.constant(f"{op.output}.{part}", array.reshape(-1, *(1,) * (len(shape) - 1)))
+
+
+def _plain(operator: str, **attributes: object) -> Callable[[_Body, FloatOp, tuple[int, ...]], None]:
+    def write(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
+        body.node(operator, list(op.inputs), op.output, **attributes)
+
+    return write
+
+
+FLOAT_WRITERS: dict[str, Callable[[_Body, FloatOp, tuple[int, ...]], None]] = {
+    "conv": _conv,
+    "linear": _linear,
+    "affine": _affine,
+    "add": _plain("Add"),
+    "prelu": _prelu,
+    "relu": _plain("Relu"),
+    "avg_pool": _avg_pool,
+    "max_pool": _max_pool,
+    "concat": _plain("Concat", axis=1),
+    "slice": _slice,
+    "global_mean": _global_mean,
+    "flatten": _plain("Flatten", axis=1),
+    "sign": _sign,
+    "pad": _pad,
+}
