@@ -135,3 +135,88 @@ def do_build(
     save_profile(profile, out)
     partial.unlink(missing_ok=True)
     return profile
+
+
+def _calibrate(
+    space: ChainSpace, rows: list[Row], networks: int, threads: int, seconds: float, report: Progress
+) -> Calibration:
+    """Fit the whole-network estimate on random networks (fastest and slowest among them), exported and measured."""
+    import numpy as np
+    import torch
+
+    from bnas.export.capture import capture
+    from bnas.export.lowering import lower
+    from bnas.export.onnx_writer import to_onnx
+    from bnas.profiles.calibration import Sample, fit
+    from bnas.profiles.table import sum_rows
+    from bnas.runtime_bench.table_builder import measure_networks
+
+    rng = np.random.default_rng(0)
+    sizes = [[len(layer.workloads(c)) for c in layer.decision.candidates] for layer in space.layers]
+    ends = [space.architecture([int(np.argmin(s)) for s in sizes]), space.architecture([int(np.argmax(s)) for s in sizes])]
+    archs = (ends + [space.random(rng) for _ in range(networks)])[:networks]
+    models = []
+    for done, arch in enumerate(archs):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = space.build(arch).eval()
+        graph = lower(capture(network, torch.zeros(2, *space.shape)))
+        models.append(to_onnx(graph, {}, name="network").SerializeToString())
+        report("networks", done + 1, len(archs))
+    times = measure_networks(models, threads=threads, seconds=seconds, progress=report)
+    return fit([Sample(sum_rows(rows, space.workloads(a)), len(space.workloads(a)), ms) for a, ms in zip(archs, times, strict=True)])
+
+
+def _fields(description: dict, model: type) -> dict:
+    return {k: v for k, v in description.items() if k in model.model_fields and k not in ("name", "fingerprint")}
+
+
+def _summary(profile: Profile) -> dict:
+    return {
+        "name": profile.name,
+        "source": profile.source,
+        "engine": profile.engine.model_dump(),
+        "threads": profile.threads,
+        "error": profile.error,
+        "error_source": profile.error_source,
+        "rows_count": len(profile.rows),
+        "hash": profile.hash,
+    }
+
+
+def _show_list(known: list[Profile]) -> None:
+    from rich.table import Table
+
+    table = Table("profile", "source", "engine", "error", "description")
+    for p in known:
+        table.add_row(p.name, p.source, p.engine.name, f"±{p.error:.1%}", p.description)
+    output.print(table)
+    say("a profile of this machine: bnas profiles build --device local --out FILE.yaml")
+
+
+def _show(profile: Profile) -> None:
+    from rich.table import Table
+
+    from bnas.profiles.table import format_ms
+
+    table = Table(title=f"profile {profile.name} ({profile.source})", show_header=False)
+    table.add_row("device", f"{profile.device.name}: {profile.description}")
+    table.add_row("engine", f"{profile.engine.name} ({profile.engine.runtime} {profile.engine.version or ''})".strip())
+    table.add_row("threads, batch", f"{profile.threads}, {profile.batch}")
+    table.add_row("error", f"±{profile.error:.1%} ({profile.error_source})")
+    if profile.cost_model:
+        table.add_row("model", profile.cost_model.formula)
+        for name, path in getattr(profile.cost_model, "paths", {}).items():
+            used = "used" if name == profile.cost_model.path else f"choose with {profile.name}:{name}"
+            label = "hypothetical, " if path.hypothetical else ""
+            table.add_row(f"path {name}", f"{path.description} ({label}{used})")
+    if c := profile.calibration:
+        table.add_row("calibration", f"T = {c.a_ms:.4g} ms + {c.b:.3g} * sum + {c.c_ms:.4g} ms * units, {c.nets} networks")
+    for source in profile.sources:
+        table.add_row("source", source)
+    output.print(table)
+    if profile.rows:
+        rows = Table("unit", "p10", "p50", "p90", "source")
+        for row in profile.rows:
+            rows.add_row(row.workload, *(format_ms(v) for v in (row.p10_ms, row.p50_ms, row.p90_ms)), row.source)
+        output.print(rows)
