@@ -112,7 +112,7 @@ class TfliteFile:
 
         schema = _schema()
 
-        class AlignedBuffer(schema.BufferT):  # type: ignore[name-defined, misc]
+        class AlignedBuffer(schema.BufferT):  # type: ignore[name-defined]
             def Pack(self, builder: Any) -> Any:
                 if self.data is not None:
                     builder.Prep(16, len(self.data))
@@ -293,8 +293,12 @@ def _tap(file: TfliteFile, conv: LceBconv2d, unit: BinaryConv, graph: Graph) -> 
     x, to_x = _input_tap(file, conv.operator.inputs[0], unit)
     y = conv.operator.outputs[0]
     if conv.writes_bits:
-        return _Tap(x, to_x, y, lambda words: np.where(_nchw(unpack_words(words, len(unit.scale))), -1.0, 1.0), "sign")
+        return _Tap(x, to_x, y, lambda words: _signs(words, len(unit.scale)), "sign")
     return _Tap(x, to_x, y, _unfold(unit, _fold_of(conv, unit, graph)), "core")
+
+
+def _signs(words: np.ndarray, channels: int) -> np.ndarray:
+    return np.where(_nchw(unpack_words(words, channels)), np.float32(-1), np.float32(1))
 
 
 def _input_tap(file: TfliteFile, words: int, unit: BinaryConv) -> tuple[int, Callable[[np.ndarray], np.ndarray]]:

@@ -106,8 +106,10 @@ def _program(graph: Graph) -> Callable[..., Tensor]:
         values = dict(zip((name for name, _ in graph.inputs), inputs, strict=True))
         for node in graph.nodes:
             arguments = [values[name] for name in node.inputs]
-            write = _binary_conv if isinstance(node, BinaryConv) else FLOAT_WRITERS[node.kind]
-            values[node.output] = write(node, *arguments)
+            if isinstance(node, BinaryConv):
+                values[node.output] = _binary_conv(node, *arguments)
+            else:
+                values[node.output] = FLOAT_WRITERS[node.kind](node, *arguments)
         return values[graph.output]
 
     return run
@@ -121,7 +123,7 @@ def _binary_conv(unit: BinaryConv, x: Tensor, residual: Tensor | None = None) ->
     pads = _pads_read(unit, x)
     if not any(pads):
         v = _sign(v)
-    elif pads == same_pads(_size(x), unit.negative.shape[2:], unit.strides, unit.dilations):
+    elif pads == same_pads(_size(x), _kernel(unit.negative), unit.strides, unit.dilations):
         v = _pad(_sign(v), pads, 1.0)
     else:
         v = _sign(_pad(v, pads, 1.0))
@@ -169,6 +171,10 @@ def _prelu(v: Tensor, slope: np.ndarray) -> Tensor:
     return tf.nn.relu(v) + negated * tf.nn.relu(-v)
 
 
+def _kernel(weight: np.ndarray) -> tuple[int, int]:
+    return (weight.shape[2], weight.shape[3])
+
+
 def _size(x: Tensor) -> tuple[int, int]:
     return (x.shape[1], x.shape[2])
 
@@ -176,11 +182,11 @@ def _size(x: Tensor) -> tuple[int, int]:
 def _pads_read(node: BinaryConv | FloatOp, x: Tensor) -> tuple[int, int, int, int]:
     """The node's pads (top, left, bottom, right) without trailing rows and columns that no window reads."""
     if isinstance(node, BinaryConv):
-        pads, strides, dilations, kernel = node.pads, node.strides, node.dilations, node.negative.shape[2:]
+        pads, strides, dilations, kernel = node.pads, node.strides, node.dilations, _kernel(node.negative)
     else:
         a = node.attributes
         pads, strides, dilations = a["pads"], a["strides"], a.get("dilations", (1, 1))
-        kernel = a["kernel"] if "kernel" in a else a["weight"].shape[2:]
+        kernel = a["kernel"] if "kernel" in a else _kernel(a["weight"])
     height, width = _size(x)
     outputs = output_shape(node, ((x.shape[3], height, width),))[1:]
 
