@@ -55,20 +55,13 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; the exit code. Nothing but the commands' own output and one line per error is printed."""
-    import click
-
     try:
-        app(list(arguments), standalone_mode=False)
-        return 0
+        return app(list(arguments), standalone_mode=False) or 0
     except InputError as error:
         return _fail(str(error), 2)
-    except click.exceptions.Exit as error:
+    except typer.Exit as error:
         return error.exit_code
-    except click.Abort:
-        return _fail("interrupted; the same command continues where it stopped", 130)
-    except click.ClickException as error:
-        return _fail(f"{error.format_message()} (see --help)".replace("\n", " "), 2)
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted; the same command continues where it stopped", 130)
     except ModuleNotFoundError as error:
         if os.environ.get("BNAS_TRACEBACK"):
@@ -79,9 +72,12 @@ def run(arguments: Sequence[str]) -> int:
             raise
         place = f" {error.filename}" if error.filename else ""
         if error.errno in FULL:
-            return _fail(f"no space left to write{place}; free some space, the same command continues where it stopped", 1)
+            return _fail(f"no space left to write{place}; free some, and the same command continues", 1)
         return _fail(f"cannot use{place}: {error.strerror or error}; choose another path", 2)
     except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error of typer, whose classes are not public
+            text = " ".join(error.format_message().split())
+            return _fail(f"{text} (see --help)", 2) if text else 2  # no text: help was printed
         if os.environ.get("BNAS_TRACEBACK"):
             raise
         text = " ".join(str(error).split()) or "no message"

@@ -55,7 +55,7 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """Yields a callback (stage, done, total): a bar with time left per stage; plain lines where stderr is no terminal."""
+    """Yields a callback (stage, done, total): a bar with time left per stage, or lines where stderr is no terminal."""
     if not errors.is_terminal:
         yield _lines()
         return

@@ -1,12 +1,12 @@
 """Run folders: what was asked for, its hash, one lock, and the results of the stages beside it.
 
-    run.yaml               the resolved configuration and its hash
-    search.json            what the search found (trials.db and supernet.safetensors are its state)
-    architecture.yaml      the architecture found
-    train.json             accuracies (model.safetensors: the network; training.safetensors: the state)
-    profile.yaml           the profile the search was guided by
-    model.onnx, ...        what `bnas export` wrote, with export-onnx.json, export-tflite.json
-    bench.json             what `bnas bench` measured, raw samples included
+run.yaml               the resolved configuration and its hash
+search.json            what the search found (trials.db and supernet.safetensors are its state)
+architecture.yaml      the architecture found
+train.json             accuracies (model.safetensors: the network; training.safetensors: the state)
+profile.yaml           the profile the search was guided by
+model.onnx, ...        what `bnas export` wrote, with export-onnx.json, export-tflite.json
+bench.json             what `bnas bench` measured, raw samples included
 """
 
 import hashlib
@@ -60,7 +60,7 @@ def config_hash(config: dict) -> str:
 def start(config: dict, name: str, *, out: Path | None, restart: bool) -> Run:
     """Open the run of `config`, new or to be continued; default folder runs/<name>-<hash>.
 
-    Raises InputError if the folder holds a run of another configuration (listing the keys that differ) or no run at all.
+    Raises InputError if the folder holds a run of another configuration, listing the keys that differ.
     """
     folder = out or ROOT / f"{name}-{config_hash(config)}"
     if folder.exists() and not folder.is_dir():
@@ -104,7 +104,9 @@ def open_run(folder: Path) -> Run:
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML ({' '.join(str(error).split())}); start again with --restart") from None
+        raise InputError(
+            f"{path} is not valid YAML ({' '.join(str(error).split())}); start again with --restart"
+        ) from None
     if not isinstance(content, dict) or set(content) != {"format", "bnas", "hash", "config"}:
         raise InputError(f"{path}: expected exactly the keys format, bnas, hash and config; start again with --restart")
     if content["format"] != FORMAT:
@@ -125,7 +127,8 @@ def find(run: str | None) -> Run:
     if not folder.exists() and (ROOT / run).exists():
         folder = ROOT / run
     if not folder.exists():
-        raise InputError(f"there is no run {run!r}; runs here: {', '.join(sorted(p.parent.name for p in ROOT.glob('*/run.yaml'))) or 'none'}")
+        known = sorted(p.parent.name for p in ROOT.glob("*/run.yaml"))
+        raise InputError(f"there is no run {run!r}; runs here: {', '.join(known) or 'none'}")
     return open_run(folder)
 
 
@@ -141,4 +144,6 @@ def locked(folder: Path) -> Iterator[None]:
         with FileLock(folder / "lock", timeout=0):
             yield
     except Timeout:
-        raise InputError(f"{folder} is in use by another bnas process; wait for it, or choose another folder with --out") from None
+        raise InputError(
+            f"{folder} is in use by another bnas process; wait for it, or take another folder with --out"
+        ) from None

@@ -13,7 +13,7 @@ def macs(w: Workload) -> int:
 
 
 def binary_macs(w: Workload) -> int:
-    """One xor with its share of the popcount per 1-bit multiply-accumulate (XNOR-Net, Rastegari et al. 2016, section 3)."""
+    """One xor with its share of the popcount per 1-bit product (XNOR-Net, Rastegari et al. 2016, section 3)."""
     return macs(w) if w.bits == 1 else 0
 
 

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-
 from bnas.profiles import atomic
 from bnas.profiles.errors import InputError
+from torch import Tensor, nn
 
 FORMAT = 1
 
@@ -29,11 +28,12 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict]:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["bnas"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a mapping
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise InputError(f"checkpoint {path} is truncated or corrupt ({_line(error)}); delete it to start that stage again") from None
+        why = _line(error)
+        raise InputError(f"checkpoint {path} is truncated or corrupt ({why}); delete it to redo that stage") from None
     if header.pop("format", None) != FORMAT:
-        raise InputError(f"checkpoint {path} has another format than {FORMAT}; delete it to start that stage again")
+        raise InputError(f"checkpoint {path} has another format than {FORMAT}; delete it to redo that stage")
     return tensors, header
 
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-
 from bnas.profiles.errors import InputError
 from bnas.profiles.table import LatencyTable
 
@@ -53,16 +52,18 @@ def check_limit(model: LatencyModel, limit_ms: float) -> None:
     fastest = model.fastest()
     if model.ms(fastest) > limit_ms:
         raise InputError(
-            f"no architecture of {model.space.id} meets {limit_ms:.6g} ms: the fastest, {fastest.name}, is predicted at "
-            f"{model.ms(fastest):.6g} ms; raise --max-latency to at least that"
+            f"no architecture of {model.space.id} meets {limit_ms:.6g} ms: the fastest, {fastest.name}, takes "
+            f"{model.ms(fastest):.6g} ms by the profile; raise --max-latency to at least that"
         )
 
 
-def repair(model: LatencyModel, indices: tuple[int, ...], limit_ms: float, scores: tuple[np.ndarray, ...]) -> tuple[int, ...]:
+def repair(
+    model: LatencyModel, indices: tuple[int, ...], limit_ms: float, scores: tuple[np.ndarray, ...]
+) -> tuple[int, ...]:
     """The genome moved under the limit, deterministically: repeatedly the swap with the least score loss per ms saved.
 
-    scores[d][k] estimates how good candidate k is at decision d, in any unit. Equal losses take the smallest saving that
-    meets the limit, else the largest saving. Precondition: `check_limit` passed.
+    scores[d][k] estimates how good candidate k is at decision d, in any unit. Equal losses take the smallest saving
+    that meets the limit, else the largest saving. Precondition: `check_limit` passed.
     """
     genome = list(indices)
     while (excess := model.ms_of(tuple(genome)) - limit_ms) > 0:

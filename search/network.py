@@ -1,8 +1,7 @@
 """From a space to torch: the parts of a chain, the network of one architecture, and how its parts are made."""
 
-from torch import Tensor, nn
-
 from bnas.profiles.workload import Workload
+from torch import Tensor, nn
 
 from .binary.blocks import Plain, Widened
 from .spaces.architecture import Architecture
@@ -12,9 +11,7 @@ from .spaces.chain import IDENTITY, ChainSpace, Layer, kernel_and_expansion
 def make_stem(stem: Workload, *, affine: bool = True) -> nn.Module:
     """Float convolution and batch-norm: the signs that follow are taken of a zero-centred image."""
     return nn.Sequential(
-        nn.Conv2d(
-            stem.in_channels, stem.out_channels, stem.kernel, stem.stride, padding=stem.kernel // 2, bias=False
-        ),
+        nn.Conv2d(stem.in_channels, stem.out_channels, stem.kernel, stem.stride, padding=stem.kernel // 2, bias=False),
         nn.BatchNorm2d(stem.out_channels, affine=affine),
     )
 

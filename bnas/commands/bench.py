@@ -54,9 +54,11 @@ def do_bench(
         files = {main.suffix[1:]: main, **_twins(main)}
     else:
         run = runs.find(target)
-        exported = [run.path(f"model{suffix}") for suffix in (".onnx", ".tflite") if run.path(f"model{suffix}").is_file()]
+        exported = [
+            run.path(f"model{suffix}") for suffix in (".onnx", ".tflite") if run.path(f"model{suffix}").is_file()
+        ]
         if not exported:
-            raise InputError(f"nothing is exported in {run.folder} yet; write a file with: bnas export {run.folder} --format tflite")
+            raise InputError(f"nothing is exported in {run.folder} yet; do: bnas export {run.folder} --format tflite")
         files = {path.suffix[1:]: path for path in exported} | _twins(exported[0])
     counts = [threads] if threads else sorted({1, machine.usable_cores()})
     document = bench_files(files, counts, seconds, report)
@@ -73,18 +75,24 @@ def _twins(path: Path) -> dict[str, Path]:
 
 
 def _predicted(run: runs.Run, document: dict) -> dict:
-    """The run's prediction and, where it is about this very machine and engine, how far the measured median is from it."""
+    """The run's prediction and, where it is about this machine and engine, how far the measured median is from it."""
     from bnas.profiles.schema import load_profile
     from bnas.runtime_bench import machine
 
     found = run.read("search.json") or {}
     profile = load_profile(run.path("profile.yaml"))
-    predicted = {"profile": profile.name, "ms": found["predicted_ms"], "text": found["prediction"], "error": profile.error}
-    row = next(
-        (r for r in document["results"] if r["label"] == "onnx" and r["threads"] == profile.threads), None
-    )
+    predicted = {
+        "profile": profile.name,
+        "ms": found["predicted_ms"],
+        "text": found["prediction"],
+        "error": profile.error,
+    }
+    row = next((r for r in document["results"] if r["label"] == "onnx" and r["threads"] == profile.threads), None)
     if profile.device.fingerprint != machine.fingerprint():
-        return predicted | {"comparable": False, "reason": f"predicted for {profile.device.name}, measured on this machine"}
+        return predicted | {
+            "comparable": False,
+            "reason": f"predicted for {profile.device.name}, measured on this machine",
+        }
     if row is None or (row["engine"], row["version"]) != (profile.engine.name, profile.engine.version):
         return predicted | {
             "comparable": False,
@@ -115,6 +123,8 @@ def _show(document: dict) -> None:
             text += f"; not comparable: {predicted['reason']}"
         output.print(text, markup=False)
     for line in document["speedups"]:
-        output.print(f"{line['label']} is {line['ratio']:.2f} times as fast as the {line['against']} ({line['threads']} threads)")
+        output.print(
+            f"{line['label']} is {line['ratio']:.2f} times as fast as the {line['against']} ({line['threads']} threads)"
+        )
     if reason := document.get("no_speedup_reason"):
         say(f"no speed-up is claimed: {reason}")

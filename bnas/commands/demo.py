@@ -24,7 +24,7 @@ FOLDER = Path("runs/demo")
 
 
 def demo(
-    restart: bool = typer.Option(False, "--restart", help="Throw away an earlier demo and its profile of this machine."),
+    restart: bool = typer.Option(False, "--restart", help="Throw away an earlier demo and its profile."),
     as_json: bool = settings.JSON,
 ) -> None:
     """Measure this machine, search, train, export to ONNX and TFLite, and bench: all of bnas on the digits set.
@@ -37,7 +37,7 @@ def demo(
 
 
 def do_demo(restart: bool, report: Progress) -> dict:
-    """The document of report.json. A demo that was interrupted, or repeated on the same machine, goes on where it was."""
+    """The document of report.json. An interrupted demo, repeated on the same machine, goes on where it was."""
     seconds: dict[str, float] = {}
 
     @contextmanager

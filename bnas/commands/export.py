@@ -21,8 +21,8 @@ def export(
     run: str | None = settings.RUN,
     format: str = typer.Option("onnx", "--format", help="onnx or tflite."),
     out: Path | None = typer.Option(None, "--out", help="File to write (default: RUN/model.onnx or RUN/model.tflite)."),
-    require_binary: bool = typer.Option(False, "--require-binary", help="Fail if a binary convolution fell back to float."),
-    twins: bool = typer.Option(True, "--twins/--no-twins", help="Also write the fp32 and int8 networks it is compared with."),
+    require_binary: bool = typer.Option(False, "--require-binary", help="Fail if one fell back to float."),
+    twins: bool = typer.Option(True, "--twins/--no-twins", help="Also write the fp32 and int8 networks to compare."),
     as_json: bool = settings.JSON,
 ) -> None:
     """Write the trained network as ONNX or TFLite with real binary operators, and check it against PyTorch.
@@ -35,7 +35,13 @@ def export(
 
 
 def do_export(
-    run: runs.Run, format: str, *, report: Progress, out: Path | None = None, require_binary: bool = False, twins: bool = True
+    run: runs.Run,
+    format: str,
+    *,
+    report: Progress,
+    out: Path | None = None,
+    require_binary: bool = False,
+    twins: bool = True,
 ) -> dict:
     """Write, gate, and remember the report as export-FORMAT.json in the run."""
     from bnas.profiles.errors import unknown

@@ -13,7 +13,7 @@ from ..console import Progress, output, progress, result, say
 from . import settings
 
 if TYPE_CHECKING:
-    from bnas.profiles.schema import Profile
+    from bnas.profiles.schema import Calibration, Profile, Row
     from bnas.search.spaces import ChainSpace
 
 profiles = typer.Typer(no_args_is_help=True, help="List, show and measure device profiles.")
@@ -59,7 +59,7 @@ def build_command(
     out: Path = typer.Option(Path("local.yaml"), "--out", help="Profile to write."),
     threads: int = typer.Option(1, "--threads", help="Threads of the runtime."),
     seconds: float = typer.Option(1.0, "--seconds", help="Most time spent on one row."),
-    networks: int = typer.Option(20, "--networks", help="Whole random networks measured to calibrate the sum (0: none)."),
+    networks: int = typer.Option(20, "--networks", help="Random networks measured to calibrate (0: none)."),
     as_json: bool = settings.JSON,
 ) -> None:
     """Measure every unit of a space on this machine. Interrupted? The same command continues.
@@ -153,7 +153,10 @@ def _calibrate(
 
     rng = np.random.default_rng(0)
     sizes = [[len(layer.workloads(c)) for c in layer.decision.candidates] for layer in space.layers]
-    ends = [space.architecture([int(np.argmin(s)) for s in sizes]), space.architecture([int(np.argmax(s)) for s in sizes])]
+    ends = [
+        space.architecture([int(np.argmin(s)) for s in sizes]),
+        space.architecture([int(np.argmax(s)) for s in sizes]),
+    ]
     archs = (ends + [space.random(rng) for _ in range(networks)])[:networks]
     models = []
     for done, arch in enumerate(archs):
@@ -164,7 +167,12 @@ def _calibrate(
         models.append(to_onnx(graph, {}, name="network").SerializeToString())
         report("networks", done + 1, len(archs))
     times = measure_networks(models, threads=threads, seconds=seconds, progress=report)
-    return fit([Sample(sum_rows(rows, space.workloads(a)), len(space.workloads(a)), ms) for a, ms in zip(archs, times, strict=True)])
+    return fit(
+        [
+            Sample(sum_rows(rows, space.workloads(a)), len(space.workloads(a)), ms)
+            for a, ms in zip(archs, times, strict=True)
+        ]
+    )
 
 
 def _fields(description: dict, model: type) -> dict:
@@ -211,7 +219,8 @@ def _show(profile: Profile) -> None:
             label = "hypothetical, " if path.hypothetical else ""
             table.add_row(f"path {name}", f"{path.description} ({label}{used})")
     if c := profile.calibration:
-        table.add_row("calibration", f"T = {c.a_ms:.4g} ms + {c.b:.3g} * sum + {c.c_ms:.4g} ms * units, {c.nets} networks")
+        formula = f"T = {c.a_ms:.4g} ms + {c.b:.3g} * sum + {c.c_ms:.4g} ms * units"
+        table.add_row("calibration", f"{formula}, fitted to {c.nets} networks")
     for source in profile.sources:
         table.add_row("source", source)
     output.print(table)

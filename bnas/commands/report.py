@@ -10,7 +10,13 @@ from .. import runs
 from ..console import output, result, say
 from . import settings
 
-STAGES = {"search": "search.json", "train": "train.json", "onnx": "export-onnx.json", "tflite": "export-tflite.json", "bench": "bench.json"}
+STAGES = {
+    "search": "search.json",
+    "train": "train.json",
+    "onnx": "export-onnx.json",
+    "tflite": "export-tflite.json",
+    "bench": "bench.json",
+}
 
 
 def report(
@@ -47,7 +53,6 @@ def write_page(document: dict, path: Path) -> None:
     """One self-contained HTML page: every scored architecture by latency and accuracy, and the losses."""
     import html
 
-    import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
     from bnas.profiles import atomic
@@ -61,7 +66,9 @@ def write_page(document: dict, path: Path) -> None:
         x=[t["latency_ms"] for t in trials], y=[t["accuracy"] for t in trials], mode="markers", name="scored",
         text=["-".join(t["choices"]) for t in trials], row=1, col=1,
     )  # fmt: skip
-    figure.add_scatter(x=[best[0]], y=[best[1]], mode="markers", marker={"size": 14, "symbol": "star"}, name="taken", row=1, col=1)
+    figure.add_scatter(
+        x=[best[0]], y=[best[1]], mode="markers", marker={"size": 14, "symbol": "star"}, name="taken", row=1, col=1
+    )
     figure.add_vline(x=search["limit_ms"], line_dash="dash", annotation_text="limit", row=1, col=1)
     figure.add_scatter(y=search["supernet_losses"], name="supernet", row=1, col=2)
     if trained := document.get("train"):

@@ -22,7 +22,7 @@ def search(
     space: str = typer.Option("tiny", "--space", help="Search space."),
     strategy: str = typer.Option("spos", "--strategy", help="Search method."),
     max_latency: str | None = typer.Option(
-        None, "--max-latency", help="Hard limit: 8ms, 800us or a number in ms (default: the median of 200 random networks)."
+        None, "--max-latency", help="Hard limit: 8ms, 800us or a number in ms (default: median of 200 random networks)."
     ),
     budget: str = typer.Option("default", "--budget", help="How much to spend: smoke, default or paper."),
     supernet_epochs: int | None = typer.Option(None, help="Override the budget's supernet epochs."),

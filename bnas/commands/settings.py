@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 JSON = typer.Option(False, "--json", help="Print one JSON document on stdout; progress goes to stderr.")
 RUN = typer.Argument(None, help="Run folder, or its name under runs/ (default: the newest run).", show_default=False)
 ACCELERATOR = typer.Option("auto", "--accelerator", help="Where to train: auto, cpu, cuda or cuda:N.")
-DATA = typer.Option("digits", "--data", help="digits, a folder of class folders, parquet files, or a Hugging Face image set.")
+DATA = typer.Option("digits", "--data", help="digits, a folder of class folders, parquet files or a Hugging Face set.")
 IMAGE_SIZE = typer.Option(None, "--image-size", help="Resize images to this many pixels a side.")
 IMAGE_COLUMN = typer.Option(None, "--image-column", help="Parquet column of the images (default: img or image).")
-LABEL_COLUMN = typer.Option(None, "--label-column", help="Parquet column of the labels (default: label, labels, fine_label).")
+LABEL_COLUMN = typer.Option(
+    None, "--label-column", help="Parquet column of labels (default: label, labels, fine_label)."
+)
 
 _LIMIT = re.compile(r"\s*([-+]?[\d.]+(?:e[-+]?\d+)?)\s*(ms|us|µs|s)?\s*", re.IGNORECASE)
 _MS = {"ms": 1.0, "us": 1e-3, "µs": 1e-3, "s": 1e3}

@@ -1,7 +1,7 @@
 """Candidate blocks built from binary units; a real-valued shortcut goes around every binary convolution.
 
-A block's name says what it is: `k3e1` is one 3x3 unit, `k5e2` widens twofold with a 5x5 unit and returns with a 1x1 unit.
-`profiles` sees the same block as the workloads of `search.spaces.chain.workloads`.
+A block's name says what it is: `k3e1` is one 3x3 unit, `k5e2` widens twofold with a 5x5 unit and returns with a
+1x1 unit. `search.spaces.chain` describes the same blocks as workloads.
 """
 
 import torch
@@ -26,7 +26,7 @@ def average_channels(x: Tensor, groups: int) -> Tensor:
 
 
 class Plain(nn.Module):
-    """One unit. With stride 2 the shortcut is a 2x2 average pool, repeated where channels grow (Bi-Real Net, ReActNet)."""
+    """One unit. With stride 2 the shortcut is a 2x2 average pool, repeated where channels grow (ReActNet)."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, *, affine: bool) -> None:
         super().__init__()

@@ -1,16 +1,45 @@
 """The fused binary unit as a PyTorch module: what is trained is what is exported is what is measured."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .quantizers import ClippedIdentitySign, PolynomialSign, sign
+from .quantizers import ClippedIdentitySign, PolynomialSign, less, sign
 
 
 def same_padding(size: int, kernel: int, stride: int, dilation: int = 1) -> tuple[int, int]:
     """(before, after) of TensorFlow SAME for one axis of `size` pixels; the larger half comes after."""
     total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
     return total // 2, total - total // 2
+
+
+class ShiftedPReLU(torch.autograd.Function):
+    """prelu(x - shift_in; slope) + shift_out for training: a third of the time of the three operators on the CPU.
+
+    With n = min(x - shift_in, 0): y = (x - shift_in) + (slope - 1) n + shift_out. The backward pass is made of
+    differentiable operations on saved tensors, so double backward works.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shift_in: Tensor, slope: Tensor, shift_out: Tensor) -> Tensor:
+        centred = x - shift_in
+        negative, bend = centred.clamp(max=0), (slope - 1).view(1, -1, 1, 1)
+        ctx.save_for_backward(negative, bend)
+        return torch.addcmul(centred.add_(shift_out), negative, bend)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        negative, bend = ctx.saved_tensors
+        to_input = torch.addcmul(gradient, gradient * less(negative, 0.0), bend)
+        pixels = (0, 2, 3)
+        return (
+            to_input,
+            -to_input.sum(pixels, keepdim=True),
+            (gradient * negative).sum(pixels),
+            gradient.sum(pixels, keepdim=True),
+        )
 
 
 class RPReLU(nn.Module):
@@ -23,6 +52,8 @@ class RPReLU(nn.Module):
         self.shift_out = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return ShiftedPReLU.apply(x, self.shift_in, self.slope, self.shift_out)
         return F.prelu(x - self.shift_in, self.slope) + self.shift_out
 
 
@@ -30,7 +61,7 @@ class BinaryConv2d(nn.Module):
     """conv(sign(x - shift), sign(weight)) with one-padding in TensorFlow SAME order; no bias, no scale.
 
     x: [N, in, H, W] float -> [N, out, ceil(H / stride), ceil(W / stride)], integers in float. A scale would vanish in
-    the batch-norm that always follows. While training, signs pass gradients by `PolynomialSign` and `ClippedIdentitySign`.
+    the batch-norm that always follows. While training, gradients pass by `PolynomialSign` and `ClippedIdentitySign`.
     """
 
     def __init__(

@@ -11,7 +11,16 @@ from torch import Tensor
 
 def sign(x: Tensor, shift: Tensor | float = 0.0) -> Tensor:
     """-1 where x < shift, else +1. x: any shape; shift broadcasts against it. No gradient flows."""
-    return torch.where(x < shift, -1.0, 1.0)
+    if torch.compiler.is_exporting():
+        return torch.where(x < shift, -1.0, 1.0)
+    # The same values; `where` and bool-to-float copies are not vectorised on the CPU (10 times slower, torch 2.13).
+    return less(x, shift).mul_(-2).add_(1)
+
+
+def less(x: Tensor, bound: Tensor | float) -> Tensor:
+    """1 where x < bound, else 0, in the type of x. No gradient flows."""
+    bound = bound.detach() if isinstance(bound, Tensor) else bound
+    return torch.lt(x.detach(), bound, out=torch.empty_like(x.detach()))
 
 
 class ClippedIdentitySign(torch.autograd.Function):
@@ -28,7 +37,7 @@ class ClippedIdentitySign(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return gradient * (x.abs() <= 1)
+        return gradient * (1 - less(-x.abs(), -1.0))
 
 
 class PolynomialSign(torch.autograd.Function):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from bnas.profiles.errors import InputError
 
 from ..latency import LatencyModel, repair
@@ -48,7 +47,7 @@ def evolve(
     path: Path,
     progress: Progress,
 ) -> list[Trial]:
-    """Score `evaluations` architectures under the limit; the study lives in the SQLite file `path` and is continued from it.
+    """Score `evaluations` architectures under the limit; the study lives in and continues from the SQLite file `path`.
 
     score(indices) -> accuracy; asked once per architecture. Raises InputError if `path` is not such a file.
     """
@@ -59,9 +58,7 @@ def evolve(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space = latency.space
     names = [d.id for d in space.decisions]
-    distributions = {
-        d.id: optuna.distributions.CategoricalDistribution(d.candidates) for d in space.decisions
-    }
+    distributions = {d.id: optuna.distributions.CategoricalDistribution(d.candidates) for d in space.decisions}
 
     class Repairing(optuna.samplers.NSGAIISampler):
         """NSGA-II whose every genome, the first random ones too, is repaired before it is stored."""
@@ -70,11 +67,11 @@ def evolve(
             return distributions
 
         def sample_relative(self, study: Any, trial: Any, search_space: dict) -> dict:
+            # NSGA-II leaves out what it mutates, and everything in the first generation: those are drawn anew.
             params = super().sample_relative(study, trial, search_space)
-            if params:
-                genome = tuple(d.candidates.index(params[d.id]) for d in space.decisions)
-            else:
-                genome = space.indices(space.random(generator))
+            fresh = space.random(generator).choices
+            choices = [params.get(name, new) for name, new in zip(names, fresh, strict=True)]
+            genome = space.indices(Architecture(space.id, tuple(choices)))
             repaired = repair(latency, genome, limit_ms, marginal_scores(latency, done))
             return dict(zip(names, space.architecture(repaired).choices, strict=True))
 
@@ -109,21 +106,24 @@ def evolve(
 
 
 def marginal_scores(latency: LatencyModel, done: list[tuple[tuple[int, ...], float]]) -> tuple[np.ndarray, ...]:
-    """scores[d][k]: mean accuracy of the scored architectures that take candidate k at decision d; the overall mean if none."""
+    """scores[d][k]: mean accuracy of the architectures that take candidate k at decision d; else the overall mean."""
     genomes = np.array([g for g, _ in done], dtype=int).reshape(len(done), len(latency.candidate_ms))
     accuracies = np.array([a for _, a in done])
     overall = float(accuracies.mean()) if done else 0.0
+
+    def mean(taken: np.ndarray) -> float:
+        return float(accuracies[taken].mean()) if taken.any() else overall
+
     return tuple(
-        np.array([float(accuracies[taken].mean()) if (taken := genomes[:, d] == k).any() else overall for k in range(len(ms))])
-        for d, ms in enumerate(latency.candidate_ms)
+        np.array([mean(genomes[:, d] == k) for k in range(len(ms))]) for d, ms in enumerate(latency.candidate_ms)
     )
 
 
 def winner(trials: list[Trial], images: int) -> Trial:
     """The slowest architecture within one standard error of the best accuracy.
 
-    Supernet accuracies on `images` validation images that close are the same number; among equals the one that uses more
-    of the allowed time has more room to learn when it is trained alone. Remaining ties: more accurate, then by name.
+    Supernet accuracies on `images` validation images that close are the same number; among equals the one that uses
+    more of the allowed time has more room to learn when it is trained alone. Remaining ties: more accurate, then name.
     """
     best = max(t.accuracy for t in trials)
     error = (best * (1 - best) / images) ** 0.5

@@ -10,7 +10,7 @@ __all__ = ["SPACES", "Architecture", "ChainSpace", "make_space", "space_of"]
 
 
 def make_space(name: str, shape: tuple[int, int, int], classes: int) -> ChainSpace:
-    """The space called `name` for images of `shape` (channels, height, width). Raises InputError for an unknown name."""
+    """The space called `name` for images of `shape` (channels, height, width). Raises InputError if unknown."""
     from bnas.profiles.errors import unknown
 
     if name not in SPACES:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import yaml
-
 from bnas.profiles.errors import InputError
 
 FORMAT = 1
@@ -41,9 +40,10 @@ class Architecture:
         if not isinstance(content, dict) or set(content) != {"format", "space", "choices"}:
             raise InputError(f"{source}: expected exactly the keys format, space and choices")
         if content["format"] != FORMAT:
-            raise InputError(f"{source}: format {content['format']!r} is not supported; this version reads format {FORMAT}")
+            raise InputError(f"{source}: format {content['format']!r} is not supported; this version reads {FORMAT}")
         choices = content["choices"]
-        if not isinstance(content["space"], str) or not isinstance(choices, list) or not all(isinstance(c, str) for c in choices):
+        texts = [content["space"], *(choices if isinstance(choices, list) else [None])]
+        if not all(isinstance(text, str) for text in texts):
             raise InputError(f"{source}: space must be a text and choices a list of candidate names")
         return cls(content["space"], tuple(choices))
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-
 from bnas.profiles.errors import InputError
 from bnas.profiles.workload import Workload
 
@@ -47,7 +46,11 @@ class Layer:
         kernel, expansion = kernel_and_expansion(candidate)
         c, h, w = self.in_channels, self.height, self.width
         if expansion == 1:
-            glue = (Workload("downsample", 32, c, self.out_channels, h, w, kernel=2, stride=2),) if self.stride == 2 else ()
+            glue = (
+                (Workload("downsample", 32, c, self.out_channels, h, w, kernel=2, stride=2),)
+                if self.stride == 2
+                else ()
+            )
             return (*glue, _unit(c, self.out_channels, h, w, kernel, self.stride))
         wide = expansion * c
         return (
@@ -66,7 +69,7 @@ def _unit(in_channels: int, out_channels: int, height: int, width: int, kernel: 
 
 @dataclass(frozen=True)
 class ChainSpace:
-    """A frozen description of a chain. shape: (channels, height, width) of the image; `stem` is the first convolution."""
+    """A frozen description of a chain. shape: (channels, height, width) of the image; stem: the first convolution."""
 
     name: str
     shape: tuple[int, int, int]

@@ -6,7 +6,7 @@ from bnas.profiles.workload import Workload
 from .architecture import Decision
 from .chain import IDENTITY, ChainSpace, Layer
 
-BLOCKS = ("k3e1", "k3e2", "k5e1", "k5e2", IDENTITY)
+BLOCKS = ("k3e1", "k3e2", "k5e1", IDENTITY)
 REDUCTIONS = ("k3e1", "k5e1")
 BLOCKS_PER_STAGE = 3
 

@@ -1,4 +1,4 @@
-"""The loop single-path methods share: train a supernet one path a step, then select among scored paths under a limit."""
+"""The loop single-path methods share: train a supernet one path a step, then select among paths under a limit."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ from bnas.profiles.errors import unknown
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training run. Rates are of Adam, which beats SGD for 1-bit networks (Bi-Real Net, ReActNet); decay spares 1-bit weights."""
+    """One training run with Adam, which beats SGD for 1-bit networks (ReActNet); decay spares 1-bit weights."""
 
     epochs: int
     batch_size: int = 64
@@ -21,7 +21,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Budget:
-    """Everything a search spends. evaluations: architectures scored; calibration_images: to rebuild batch-norm statistics."""
+    """What a search spends. evaluations: architectures scored; calibration_images: to rebuild batch-norm statistics."""
 
     supernet: Recipe
     evaluations: int

@@ -55,7 +55,7 @@ def fit(
     stage: str,
     progress: Progress,
 ) -> list[float]:
-    """Train `model` in place; checkpoint to `path` after each epoch and at least every 30 s; continue from it if it exists.
+    """Train `model` in place; checkpoint to `path` after each epoch and every 30 s; continue from it if it exists.
 
     forward(images [B, C, H, W], step) gives the logits of that step. Returns the mean loss of each epoch.
     """
