@@ -284,7 +284,8 @@ def _on_path(profile: Profile, path: str) -> Profile:
         raise InputError(f"profile {profile.name!r} has no compute paths, got {path!r}; use --profile {profile.name}")
     if path not in model.paths:
         raise unknown(f"compute path of {profile.name}", path, model.paths)
-    return profile.model_copy(update={"cost_model": model.model_copy(update={"path": path})})
+    chosen = model.model_copy(update={"path": path})
+    return profile.model_copy(update={"name": f"{profile.name}:{path}", "cost_model": chosen})
 
 
 def _read(path: Path) -> str:
@@ -336,4 +337,10 @@ def _represent_line(dumper: _Dumper, row: _Line) -> yaml.Node:
     return dumper.represent_mapping("tag:yaml.org,2002:map", row, flow_style=True)
 
 
+def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
+    style = None if text.isprintable() else '"'  # else PyYAML writes some line separators that it reads as spaces
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
 _Dumper.add_representer(_Line, _represent_line)
+_Dumper.add_representer(str, _represent_text)

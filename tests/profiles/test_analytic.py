@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnas.profiles import analytic
@@ -83,6 +83,7 @@ def test_roofline_by_hand() -> None:
     )
 
 
+@settings(deadline=None)
 @given(
     channels=st.sampled_from([32, 64, 100, 256]),
     pixels=st.integers(1, 64),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnas.profiles.errors import InputError
@@ -78,6 +78,7 @@ def test_shipped_profiles_round_trip(name: str, tmp_path: Path) -> None:
 milliseconds = st.floats(min_value=1e-4, max_value=1e5)
 
 
+@settings(deadline=None)
 @given(
     times=st.tuples(milliseconds, milliseconds, milliseconds).map(sorted),
     description=st.text(max_size=40),

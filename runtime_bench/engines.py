@@ -1,0 +1,70 @@
+"""Engines: one interface to a network file, whichever runtime executes it, with the name of what really runs."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from bnas.profiles.errors import InputError
+from bnas.profiles.schema import EngineInfo
+
+from . import network_file
+from .lce_engine import LceEngine
+from .ort_engine import FUNCTION_FLOAT, OrtEngine
+
+
+class Engine(Protocol):
+    """A loaded network file. Arrays are in the file's own layout, the batch axis first."""
+
+    name: str  # what computes: function-float, onnxruntime, lce, lce-portable
+    runtime: str
+    version: str
+    threads: int
+    metadata: dict[str, Any]
+    load_ms: float
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the image input. Raises InputError if the file takes something else."""
+
+    @property
+    def input_layout(self) -> str:
+        """NCHW or NHWC."""
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        """The first output, for x float32 [N, ...] of any N."""
+
+    def run_all(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        """Every output by name, the extra ones included."""
+
+    def random_input(self, rng: np.random.Generator) -> np.ndarray:
+        """One random sample [1, ...] for the first input."""
+
+    def call(self, rng: np.random.Generator) -> Callable[[], object]:
+        """A function that runs the network once on fixed random inputs, with as little around it as possible."""
+
+
+def open_engine(source: network_file.Source, threads: int = 1, *, extra_outputs: Sequence[str] = ()) -> Engine:
+    """Load a .onnx or .tflite file, or its bytes, on `threads` threads. Raises InputError naming a file that is bad.
+
+    extra_outputs: names of inner tensors that `run_all` shall return too.
+    """
+    if threads < 1:
+        raise InputError(f"threads must be at least 1, got {threads}")
+    data, where, suffix = network_file.read(source)
+    if suffix == ".tflite":
+        return LceEngine(data, where, threads, extra_outputs)
+    return OrtEngine(data, where, threads, extra_outputs, path=None if isinstance(source, bytes) else Path(source))
+
+
+def onnx_engine() -> EngineInfo:
+    """What executes `ai.bnas` units in .onnx files on this machine: the key of a latency table measured here."""
+    import onnxruntime
+
+    return EngineInfo(name=FUNCTION_FLOAT, runtime="onnxruntime", version=onnxruntime.__version__)
+
+
+def may_claim_speedup(engine_name: str) -> bool:
+    """Only kernels written for the processor may be compared for speed: ours, and LCE's on ARM."""
+    return engine_name.startswith("native-") or engine_name == "lce"

@@ -1,0 +1,166 @@
+"""Timing a callable so that the number can be believed: warm-up, a monotonic clock, raw samples kept, medians."""
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+Run = Callable[[], object]
+
+UNTIMED, TIMED = 2, 5  # runs per engine and round of an interleaved measurement
+MIN_ROUNDS = 12
+MAX_ROUNDS = 400  # bounds the raw samples kept: at most 2000 per engine
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Raw times of single calls, in order, with the engine, thread count and device that really ran."""
+
+    samples_ns: tuple[int, ...]
+    engine: str = ""
+    threads: int = 1
+    device: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.samples_ns:
+            raise ValueError("a measurement needs at least one sample")
+
+    def percentile_ms(self, q: float) -> float:
+        return float(np.percentile(self.samples_ns, q)) / 1e6
+
+    @property
+    def p10_ms(self) -> float:
+        return self.percentile_ms(10)
+
+    @property
+    def p50_ms(self) -> float:
+        return self.percentile_ms(50)
+
+    @property
+    def p90_ms(self) -> float:
+        return self.percentile_ms(90)
+
+    @property
+    def median_ms(self) -> float:
+        return self.p50_ms
+
+    @property
+    def count(self) -> int:
+        return len(self.samples_ns)
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-ready: the fields, the percentiles in ms and the count."""
+        summary = {"p10_ms": self.p10_ms, "p50_ms": self.p50_ms, "p90_ms": self.p90_ms, "count": self.count}
+        return {**summary, **asdict(self), "samples_ns": list(self.samples_ns)}
+
+
+def median_deviation(samples: Sequence[float]) -> float:
+    """Standard error of the median, relative to the median; no assumption on the distribution.
+
+    The rank of the true median among n samples has standard deviation sqrt(n) / 2, so half the distance between the
+    order statistics that many ranks below and above the middle is one standard error.
+    """
+    ordered = np.sort(np.asarray(samples, dtype=float))
+    middle, reach = (len(ordered) - 1) / 2, math.sqrt(len(ordered)) / 2
+    low = ordered[max(0, math.floor(middle - reach))]
+    high = ordered[min(len(ordered) - 1, math.ceil(middle + reach))]
+    return float((high - low) / 2 / np.median(ordered))
+
+
+def measure(
+    run: Run,
+    *,
+    min_samples: int = 30,
+    max_seconds: float = 2.0,
+    rel_dev: float = 0.01,
+    engine: str = "",
+    threads: int = 1,
+    device: str = "",
+) -> Measurement:
+    """Time `run` until the standard error of the median is below `rel_dev` of it, or `max_seconds` have passed.
+
+    `min_samples` are always taken, however slow `run` is.
+    """
+    warm_up(run, max_seconds=max_seconds / 4)
+    samples: list[int] = []
+    with _no_garbage_collection():
+        deadline = time.perf_counter_ns() + int(max_seconds * 1e9)
+        while True:
+            samples += _timed(run, len(samples) // 4 or min_samples)
+            if median_deviation(samples) < rel_dev or time.perf_counter_ns() >= deadline:
+                return Measurement(tuple(samples), engine, threads, device)
+
+
+def run_interleaved(
+    runs: Mapping[str, Run],
+    *,
+    max_seconds: float = 5.0,
+    rel_dev: float = 0.0,
+    engines: Mapping[str, str] | None = None,
+    threads: int = 1,
+    device: str = "",
+    on_round: Callable[[float], None] | None = None,
+) -> dict[str, Measurement]:
+    """Time several callables in turns, so that drift and disturbances of the machine hit all of them alike.
+
+    A round gives each of them 2 untimed and 5 timed runs, in alternating order. Rounds go on until `max_seconds`
+    (warm-up included), or until every median's standard error is below `rel_dev` of it after at least 12 rounds. One
+    round is always made. `on_round` gets the seconds passed; `engines` names what ran each callable.
+    """
+    samples: dict[str, list[int]] = {name: [] for name in runs}
+    order = list(runs)
+    started = time.perf_counter()
+    for run in runs.values():
+        warm_up(run, max_seconds=max_seconds / 4 / len(runs))
+    with _no_garbage_collection():
+        for number in range(1, MAX_ROUNDS + 1):
+            for name in order[:: 1 if number % 2 else -1]:
+                _timed(runs[name], UNTIMED)
+                samples[name] += _timed(runs[name], TIMED)
+            seconds = time.perf_counter() - started
+            if on_round:
+                on_round(seconds)
+            if seconds >= max_seconds or (number % MIN_ROUNDS == 0 and _settled(samples.values(), rel_dev)):
+                break
+    engines = engines or {}
+    return {name: Measurement(tuple(taken), engines.get(name, ""), threads, device) for name, taken in samples.items()}
+
+
+def warm_up(run: Run, *, max_seconds: float, block: int = 3, tolerance: float = 0.05) -> None:
+    """Run until the medians of two blocks in a row agree within `tolerance`; at least 2 runs, at most `max_seconds`."""
+    deadline = time.perf_counter_ns() + int(max_seconds * 1e9)
+    previous = float(np.median(_timed(run, 2)))
+    while time.perf_counter_ns() < deadline:
+        now = float(np.median(_timed(run, block)))
+        if abs(now - previous) <= tolerance * previous:
+            return
+        previous = now
+
+
+def _settled(samples: Iterable[list[int]], rel_dev: float) -> bool:
+    return all(median_deviation(taken) < rel_dev for taken in samples)
+
+
+def _timed(run: Run, count: int) -> list[int]:
+    clock = time.perf_counter_ns
+    samples = []
+    for _ in range(count):
+        start = clock()
+        run()
+        samples.append(clock() - start)
+    return samples
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

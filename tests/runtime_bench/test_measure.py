@@ -1,0 +1,138 @@
+"""Measuring rules, with a clock that only the measured functions move."""
+
+import gc
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from bnas.runtime_bench import measure as module
+from bnas.runtime_bench.measure import Measurement, Run, measure, median_deviation, run_interleaved, warm_up
+
+
+class Clock:
+    """Stands in for the time module."""
+
+    now_ns = 0
+
+    def perf_counter_ns(self) -> int:
+        return self.now_ns
+
+    def perf_counter(self) -> float:
+        return self.now_ns / 1e9
+
+    def task(self, ms: Callable[[int], float], log: list[str] | None = None, name: str = "") -> Run:
+        calls = 0
+
+        def run() -> None:
+            nonlocal calls
+            self.now_ns += int(ms(calls) * 1e6)
+            calls += 1
+            if log is not None:
+                log.append(name)
+
+        return run
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def test_percentiles_and_json() -> None:
+    m = Measurement(tuple(1_000_000 * i for i in range(1, 12)), "function-float", 2, "board")
+    assert (m.p10_ms, m.p50_ms, m.p90_ms, m.median_ms, m.count) == (2.0, 6.0, 10.0, 6.0, 11)
+    document = json.loads(json.dumps(m.to_dict()))
+    assert document["samples_ns"][0] == 1_000_000 and document["engine"] == "function-float"
+    assert (document["p50_ms"], document["count"], document["threads"], document["device"]) == (6.0, 11, 2, "board")
+    with pytest.raises(ValueError, match="at least one sample"):
+        Measurement(())
+
+
+def test_median_deviation_against_a_bootstrap() -> None:
+    rng = np.random.default_rng(0)
+    ratios = []
+    for draw in (rng.normal(10, 1, 400), rng.lognormal(0, 0.5, 400), rng.uniform(1, 3, 400)):
+        medians = np.median(rng.choice(draw, (2000, draw.size)), axis=1)
+        ratios.append(median_deviation(draw) / (medians.std() / np.median(draw)))
+    assert 0.75 < np.mean(ratios) < 1.35
+    assert median_deviation([5.0]) == 0
+    assert median_deviation([7] * 50) == 0
+
+
+def test_steady_times_need_thirty_samples(clock: Clock) -> None:
+    assert measure(clock.task(lambda _: 2.0), max_seconds=10).count == 30
+
+
+def test_noisy_times_take_more_until_one_percent(clock: Clock) -> None:
+    rng = np.random.default_rng(0)
+    m = measure(clock.task(lambda _: rng.normal(10, 2)), max_seconds=1000)
+    assert m.count > 200 and median_deviation(m.samples_ns) <= 0.01
+    assert m.p50_ms == pytest.approx(10, rel=0.03)
+
+
+def test_the_time_cap_ends_it_but_not_below_the_minimum(clock: Clock) -> None:
+    wild = clock.task(lambda i: 1.0 + 9.0 * (i % 2))
+    m = measure(wild, max_seconds=1.0)
+    assert 30 <= m.count < 300
+    assert measure(clock.task(lambda _: 2000.0), max_seconds=1.0, rel_dev=0.0).count == 30
+
+
+def test_warm_up_waits_for_stable_times_within_its_cap(clock: Clock) -> None:
+    falling: list[str] = []
+    warm_up(clock.task(lambda i: max(1.0, 100 - 5 * i), falling), max_seconds=100)
+    assert len(falling) >= 20
+    slow: list[str] = []
+    warm_up(clock.task(lambda _: 1000.0, slow), max_seconds=0.5)
+    assert len(slow) == 2
+
+
+def test_garbage_collection_is_off_while_timing_and_back_on_after() -> None:
+    seen: list[bool] = []
+    measure(lambda: seen.append(gc.isenabled()), max_seconds=0.05)
+    assert not any(seen[-30:]) and gc.isenabled()
+
+    def broken() -> None:
+        if not gc.isenabled():
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError):
+        measure(broken)
+    assert gc.isenabled()
+
+
+def test_interleaving_takes_turns_in_blocks(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "warm_up", lambda *_, **__: None)
+    log: list[str] = []
+    rounds: list[float] = []
+    result = run_interleaved(
+        {"a": clock.task(lambda _: 1.0, log, "a"), "b": clock.task(lambda _: 3.0, log, "b")},
+        max_seconds=0.28,  # ten rounds of 7 x 1 ms + 7 x 3 ms
+        engines={"a": "function-float"},
+        threads=2,
+        on_round=rounds.append,
+    )
+    assert "".join(log) == ("a" * 7 + "b" * 7 + "b" * 7 + "a" * 7) * 5
+    assert {name: (m.count, m.p50_ms) for name, m in result.items()} == {"a": (50, 1.0), "b": (50, 3.0)}
+    assert (result["a"].engine, result["b"].engine, result["a"].threads) == ("function-float", "", 2)
+    assert rounds == pytest.approx([0.028 * i for i in range(1, 11)])
+
+
+def test_drift_hits_both_alike(clock: Clock) -> None:
+    """A machine that slows down to a third during the measurement leaves the ratio of two equal tasks at 1."""
+    slowing = lambda _: 1.0 + clock.now_ns / 1e9  # noqa: E731
+    result = run_interleaved({"a": clock.task(slowing), "b": clock.task(slowing)}, max_seconds=2.0)
+    assert result["a"].p50_ms == pytest.approx(result["b"].p50_ms, rel=0.02)
+
+
+def test_interleaving_stops_early_only_when_asked_and_settled(clock: Clock) -> None:
+    tasks = {"a": clock.task(lambda _: 1.0), "b": clock.task(lambda _: 2.0)}
+    assert run_interleaved(tasks, max_seconds=5, rel_dev=0.01)["a"].count == 12 * 5
+    assert run_interleaved(tasks, max_seconds=1)["a"].count > 12 * 5
+    slow = {"a": clock.task(lambda _: 1000.0)}
+    assert run_interleaved(slow, max_seconds=1)["a"].count == 5
+    quick = {"a": clock.task(lambda _: 0.001)}
+    assert run_interleaved(quick, max_seconds=60)["a"].count == 2000

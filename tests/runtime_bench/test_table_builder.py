@@ -1,0 +1,118 @@
+"""Rows are differences to the empty graph, and an interrupted build continues with the rows it has."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bnas.profiles.workload import FIXED, Workload
+from bnas.runtime_bench import table_builder
+from bnas.runtime_bench.table_builder import FLOOR_MS, build_rows, measure_networks
+
+NOTHING = Workload("average", 32, 1, 1, 1, 1)
+SMALL = Workload("conv", 32, 4, 4, 8, 8, 3)
+LARGE = Workload("conv", 32, 48, 48, 32, 32, 3)
+
+
+@pytest.fixture
+def units(identity: bytes, conv: Callable[..., bytes], tmp_path: Path) -> list:
+    (tmp_path / "small.onnx").write_bytes(conv(4, 8))
+    return [(FIXED, identity), (NOTHING, identity), (SMALL, tmp_path / "small.onnx"), (LARGE, conv(48, 32))]
+
+
+def opened(monkeypatch: pytest.MonkeyPatch) -> list:
+    """The models opened from now on."""
+    models: list = []
+    real = table_builder.open_engine
+    monkeypatch.setattr(table_builder, "open_engine", lambda m, t: models.append(m) or real(m, t))
+    return models
+
+
+def test_rows_are_costs_above_the_empty_graph(units: list) -> None:
+    steps: list[tuple[str, int, int]] = []
+    rows = build_rows(units, seconds_per_row=0.3, progress=lambda *step: steps.append(step))
+    assert [row.workload for row in rows] == [workload.key for workload, _ in units]
+    fixed, nothing, small, large = (row.p50_ms for row in rows)
+    assert all(FLOOR_MS <= row.p10_ms <= row.p50_ms <= row.p90_ms for row in rows)
+    assert nothing < fixed  # an empty graph above an empty graph
+    assert large > 10 * small
+    assert all(row.count >= 30 and row.source == "measured" for row in rows)
+    assert steps == [("measure", number, 4) for number in range(1, 5)]
+
+
+def test_the_row_is_the_unit_minus_the_empty_graph(units: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the timing replaced by known samples."""
+    from bnas.runtime_bench.measure import Measurement
+
+    ms = {"empty": (0.1, 0.2, 0.3), "unit": (0.15, 1.2, 2.2)}
+    taken = {name: Measurement(tuple(int(1e6 * t) for t in times)) for name, times in ms.items()}
+    monkeypatch.setattr(table_builder, "run_interleaved", lambda *_, **__: taken)
+    row = build_rows([units[0], units[2]], seconds_per_row=0.05)[1]
+    assert row.p50_ms == pytest.approx(1.2 - 0.2)
+    assert row.p90_ms == pytest.approx(1.2 + 0.8 * (2.2 - 1.2) - 0.2)
+    assert row.p10_ms == pytest.approx(0.15 + 0.2 * (1.2 - 0.15) - 0.2)
+    taken["empty"] = taken["unit"]
+    row = build_rows([units[0], units[2]], seconds_per_row=0.05)[1]
+    assert row.p10_ms == row.p50_ms == FLOOR_MS
+
+
+def test_an_interrupted_build_continues(units: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    partial = tmp_path / "partial.json"
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_rows(units, seconds_per_row=0.05, partial_path=partial, progress=stop)
+    saved = {row["workload"]: row for row in json.loads(partial.read_text())["rows"]}
+    assert len(saved) == 2
+
+    models = opened(monkeypatch)
+    steps: list[int] = []
+    rows = build_rows(
+        units, seconds_per_row=0.05, partial_path=partial, progress=lambda _, done, __: steps.append(done)
+    )
+    assert steps == [3, 4]
+    assert len(models) <= 3  # the empty graph and at most two units
+    assert [row.workload for row in rows] == [workload.key for workload, _ in units]
+    for row in rows:
+        assert row.workload not in saved or row.model_dump() == saved[row.workload]
+
+    models.clear()
+    assert build_rows(units, partial_path=partial) == rows
+    assert len(models) == 1  # nothing left to measure
+
+
+@pytest.mark.parametrize("damage", ["threads", "format", "text", "rows"])
+def test_rows_of_another_build_are_not_taken(units: list, tmp_path: Path, damage: str) -> None:
+    partial = tmp_path / "partial.json"
+    units = [units[0]]
+    build_rows(units, seconds_per_row=0.02, partial_path=partial)
+    document = json.loads(partial.read_text())
+    document["rows"][0]["p90_ms"] = 12345.0
+    if damage == "format":
+        document["format"] = 2
+    if damage == "rows":
+        document["rows"][0]["p50_ms"] = -1.0
+    partial.write_text("{" if damage == "text" else json.dumps(document))
+    threads = 2 if damage == "threads" else 1
+    rows = build_rows(units, seconds_per_row=0.02, partial_path=partial, threads=threads)
+    assert rows[0].p90_ms < 12345.0
+
+
+def test_the_empty_graph_is_needed(units: list) -> None:
+    with pytest.raises(ValueError, match="needs the model of the FIXED workload"):
+        build_rows(units[1:])
+
+
+def test_networks_come_back_in_order(conv: Callable[..., bytes]) -> None:
+    steps: list[int] = []
+    medians = measure_networks(
+        [conv(48, 32), conv(4, 8), conv(48, 32, layers=2)],
+        seconds_per_network=0.2,
+        progress=lambda _, done, __: steps.append(done),
+    )
+    assert medians[1] < medians[0] < medians[2]
+    assert steps == [1, 2, 3]
