@@ -45,11 +45,6 @@ def read_metadata(source: Source) -> dict[str, str]:
     return TfliteFile(source).metadata
 
 
-def needs_indirect_bgemm(source: Source) -> bool:
-    """Whether the file holds grouped binary convolutions, which only that kernel of the LCE interpreter runs."""
-    return any(conv.groups > 1 for conv in TfliteFile(source).binary_convs)
-
-
 @dataclass(frozen=True)
 class Operator:
     """One operator of the file. inputs, outputs: tensor indices, -1 for an absent one."""
@@ -286,7 +281,8 @@ def expose(path: Source, graph: Graph) -> ExposedTflite:
     taps = {unit.name: _tap(file, pairs[unit.name], unit, graph) for unit in graph.binary_convs}
     shown = [index for tap in taps.values() for index in (tap.x, tap.y)]
     file.graph.outputs = list(dict.fromkeys([*map(int, file.graph.outputs), *shown]))
-    return ExposedTflite(file, taps, file.pack(), any(conv.groups > 1 for conv in file.binary_convs))
+    grouped = any(conv.groups > 1 for conv in file.binary_convs)
+    return ExposedTflite(file, taps, file.pack(), indirect_bgemm=grouped)  # the default kernels refuse groups
 
 
 def _tap(file: TfliteFile, conv: LceBconv2d, unit: BinaryConv, graph: Graph) -> _Tap:
@@ -355,13 +351,15 @@ def _nchw(value: np.ndarray) -> np.ndarray:
 
 
 def libraries() -> tuple[Any, Any]:
-    """tensorflow and larq_compute_engine, without their greetings. Raises InputError if one is not installed."""
+    """tensorflow and larq_compute_engine, without their greetings. Raises InputError if one cannot be used."""
+    if int(np.__version__.partition(".")[0]) >= 2:
+        raise InputError(f"TFLite files need numpy < 2, found {np.__version__}: pip install 'bnas[tflite]'")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         import larq_compute_engine
         import tensorflow
     except ImportError as error:
-        raise InputError(f"TFLite files need {error.name}: pip install 'bnas[tflite]'") from error
+        raise InputError(f"TFLite files need {error.name or error}: pip install 'bnas[tflite]'") from error
     return tensorflow, larq_compute_engine
 
 

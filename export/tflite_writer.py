@@ -43,6 +43,7 @@ def to_tflite(graph: Graph, metadata: dict[str, str]) -> bytes:
     for unit in graph.binary_convs:
         _check_groups(unit)
     with _quiet() as log:
+        libraries()
         try:
             converted = _convert(_program(graph), graph)
         except Exception as error:

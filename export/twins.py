@@ -54,7 +54,7 @@ def fp32_twin(graph: Graph, metadata: dict[str, str]) -> "ModelProto":
 
 
 def int8_twin(fp32: "ModelProto", images: np.ndarray) -> "ModelProto":
-    """The float twin quantised: int8 weights per output channel, uint8 activations (int8 ones: 2-6 times slower on x86).
+    """The float twin quantised: int8 weights per output channel, uint8 activations (int8: 2-6 times slower on x86).
 
     images: float32 [N, C, H, W], whose value ranges are measured. Raises RuntimeError naming a convolution that
     onnxruntime would still run in float.
