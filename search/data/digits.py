@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from .assemble import Options
 from .image_set import ImageSet, Split
 from .packages import needs
 from .splitting import stratified
@@ -10,7 +11,7 @@ TEST = VALIDATION = 360  # of 1,797, which leaves 1,077 to train
 SEED = 0  # of the split; fixed, so that results on digits can be compared
 
 
-def load() -> ImageSet:
+def load(data: str, options: Options) -> ImageSet:
     """Pixel values 0..16 stretched to 0..255; a fixed stratified split of 1,077 / 360 / 360 images."""
     with needs("search", "scikit-learn"):
         from sklearn.datasets import load_digits

@@ -78,8 +78,8 @@ class ImageSet:
         digest = hashlib.sha256(repr((FORMAT, self.classes)).encode())
         for split in (self.train, self.validation, self.test):
             digest.update(repr(split.images.shape).encode())
-            digest.update(np.ascontiguousarray(split.images))
-            digest.update(np.ascontiguousarray(split.labels, dtype="<i8"))
+            digest.update(np.ascontiguousarray(split.images).data)
+            digest.update(np.ascontiguousarray(split.labels, dtype="<i8").data)
         return digest.hexdigest()[:16]
 
     def to_dict(self) -> dict[str, object]:
