@@ -28,7 +28,16 @@ METADATA_NAME = "bnas"
 _WORD_BITS = 32
 _IDENTIFIER = b"TFL3"
 _DTYPES = {0: np.float32, 2: np.int32}  # of TensorType in the schema
-_DAMAGE = (struct.error, LookupError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
+_DAMAGE = (
+    struct.error,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+)
 
 
 def operator_counts(source: Source) -> Counter[str]:
@@ -83,8 +92,8 @@ class TfliteFile:
             if data[4:8] != _IDENTIFIER:
                 raise ValueError("another format")
             self.model = schema.ModelT.InitFromPackedBuf(data, 0)
-            self.graph = self.model.subgraphs[0]
-            self.operators = tuple(self._operator(operator) for operator in self.graph.operators)
+            self.subgraph = self.model.subgraphs[0]
+            self.operators = tuple(self._operator(operator) for operator in self.subgraph.operators)
             self.binary_convs = tuple(self._binary_conv(o) for o in self.operators if o.name == "LceBconv2d")
             self.metadata = self._metadata()
         except _DAMAGE:
@@ -95,7 +104,7 @@ class TfliteFile:
         """The value of a float32 or int32 tensor that is stored in the file; None for one that is computed."""
         if index < 0:
             return None
-        tensor = self.graph.tensors[index]
+        tensor = self.subgraph.tensors[index]
         data = self.model.buffers[tensor.buffer].data
         if data is None or tensor.type not in _DTYPES:
             return None
@@ -159,7 +168,7 @@ def finish(data: bytes, input_names: list[str], metadata: dict[str, str]) -> byt
     """A fresh conversion with its inputs in the order of `input_names` (the converter has its own) and `metadata`."""
     file = TfliteFile(data)
     signature = {entry.name.decode(): entry.tensorIndex for entry in file.model.signatureDefs[0].inputs}
-    file.graph.inputs = [signature[name] for name in input_names]
+    file.subgraph.inputs = [signature[name] for name in input_names]
     schema = _schema()
     buffer, entry = schema.BufferT(), schema.MetadataT()
     buffer.data = np.frombuffer(json.dumps(metadata, sort_keys=True).encode(), np.uint8)
@@ -248,7 +257,7 @@ class ExposedTflite:
 
     def __init__(self, file: TfliteFile, taps: dict[str, _Tap], data: bytes, indirect_bgemm: bool) -> None:
         self.taps = taps
-        self.outputs = [int(index) for index in file.graph.outputs]
+        self.outputs = [int(index) for index in file.subgraph.outputs]
         self._interpreter = libraries()[1].testing.Interpreter(data, use_indirect_bgemm=indirect_bgemm)
 
     def run(self, *images: np.ndarray) -> tuple[np.ndarray, "dict[str, UnitValues]"]:
@@ -280,7 +289,7 @@ def expose(path: Source, graph: Graph) -> ExposedTflite:
         raise RuntimeError(f"the .tflite does not hold these binary convolutions: {', '.join(missing)}")
     taps = {unit.name: _tap(file, pairs[unit.name], unit, graph) for unit in graph.binary_convs}
     shown = [index for tap in taps.values() for index in (tap.x, tap.y)]
-    file.graph.outputs = list(dict.fromkeys([*map(int, file.graph.outputs), *shown]))
+    file.subgraph.outputs = list(dict.fromkeys([*map(int, file.subgraph.outputs), *shown]))
     grouped = any(conv.groups > 1 for conv in file.binary_convs)
     return ExposedTflite(file, taps, file.pack(), indirect_bgemm=grouped)  # the default kernels refuse groups
 
