@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,10 +11,16 @@ from .schema import Calibration
 
 FOLDS = 5
 
-Sample = tuple[float, int, float]  # sum of the rows in ms, number of units, measured ms
+
+class Sample(NamedTuple):
+    """One whole network: what the table says, and what was measured."""
+
+    sum_rows_ms: float
+    units: int
+    measured_ms: float
 
 
-def fit(samples: Sequence[Sample]) -> Calibration:
+def fit(samples: Sequence[Sample | tuple[float, int, float]]) -> Calibration:
     """Least squares on the relative error; a, b and c are not negative, so no unit ever makes a network faster.
 
     c is dropped (0) where all networks have the same number of units. The k-fold error puts sample i in fold i mod 5.

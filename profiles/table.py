@@ -1,11 +1,11 @@
 """`LatencyTable`: workload -> ms with provenance, and the prediction for a whole network."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
 from .errors import InputError
-from .schema import Profile, Source
+from .schema import Profile, Row, Source
 from .workload import FIXED, Workload
 
 TRUST: tuple[str, ...] = get_args(Source)  # best first
@@ -64,7 +64,7 @@ class LatencyTable:
         return Entry(model.ms(workload), "analytic" if source == "measured" else source)
 
     def sum_ms(self, workloads: Sequence[Workload]) -> float:
-        """Sum of the units' rows, without the graph's fixed cost and uncalibrated: what a calibration is fitted to."""
+        """Sum of the units' costs, without the graph's fixed cost, uncalibrated."""
         known = self._unit_ms
         total = 0.0
         for workload in workloads:
@@ -93,6 +93,12 @@ class LatencyTable:
 def predict(profile: Profile, workloads: Sequence[Workload]) -> Prediction:
     """The prediction for one network; to ask often, keep a `LatencyTable`."""
     return LatencyTable(profile).predict(workloads)
+
+
+def sum_rows(rows: Iterable[Row], workloads: Sequence[Workload]) -> float:
+    """Sum of the units' rows in ms, without the graph's fixed cost: what a calibration starts from."""
+    ms = {Workload.from_key(row.workload): row.p50_ms for row in rows}
+    return sum(ms[workload] for workload in workloads if workload != FIXED)
 
 
 def format_ms(ms: float) -> str:

@@ -3,7 +3,7 @@
 import gc
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
@@ -13,7 +13,7 @@ Run = Callable[[], object]
 
 UNTIMED, TIMED = 2, 5  # runs per engine and round of an interleaved measurement
 MIN_ROUNDS = 12
-MAX_ROUNDS = 400  # bounds the raw samples kept: at most 2000 per engine
+MAX_ROUNDS = 1000  # bounds the raw samples kept: at most 5000 per engine
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def run_interleaved(
     runs: Mapping[str, Run],
     *,
     max_seconds: float = 5.0,
-    rel_dev: float = 0.0,
+    enough: Callable[[Mapping[str, Sequence[int]]], bool] | None = None,
     engines: Mapping[str, str] | None = None,
     threads: int = 1,
     device: str = "",
@@ -108,8 +108,8 @@ def run_interleaved(
     """Time several callables in turns, so that drift and disturbances of the machine hit all of them alike.
 
     A round gives each of them 2 untimed and 5 timed runs, in alternating order. Rounds go on until `max_seconds`
-    (warm-up included), or until every median's standard error is below `rel_dev` of it after at least 12 rounds. One
-    round is always made. `on_round` gets the seconds passed; `engines` names what ran each callable.
+    (warm-up included), for at most 1000 rounds, or until `enough`, asked every 12 rounds, is content with the samples
+    in ns. One round is always made. `on_round` gets the seconds passed; `engines` names what ran each callable.
     """
     samples: dict[str, list[int]] = {name: [] for name in runs}
     order = list(runs)
@@ -124,7 +124,7 @@ def run_interleaved(
             seconds = time.perf_counter() - started
             if on_round:
                 on_round(seconds)
-            if seconds >= max_seconds or (number % MIN_ROUNDS == 0 and _settled(samples.values(), rel_dev)):
+            if seconds >= max_seconds or (enough and number % MIN_ROUNDS == 0 and enough(samples)):
                 break
     engines = engines or {}
     return {name: Measurement(tuple(taken), engines.get(name, ""), threads, device) for name, taken in samples.items()}
@@ -139,10 +139,6 @@ def warm_up(run: Run, *, max_seconds: float, block: int = 3, tolerance: float = 
         if abs(now - previous) <= tolerance * previous:
             return
         previous = now
-
-
-def _settled(samples: Iterable[list[int]], rel_dev: float) -> bool:
-    return all(median_deviation(taken) < rel_dev for taken in samples)
 
 
 def _timed(run: Run, count: int) -> list[int]:

@@ -1,7 +1,8 @@
 """Building a latency table: small models of single units in, measured rows out; an interrupted build continues."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from bnas.profiles.workload import FIXED, Workload
 
 from . import machine
 from .engines import onnx_engine, open_engine
-from .measure import Measurement, Run, measure, run_interleaved
+from .measure import Measurement, Run, measure, median_deviation, run_interleaved
 
 FLOOR_MS = 1e-4  # the clock resolves no less: a unit that costs no more than the empty graph is still not free
-REL_DEV = 0.005  # of both medians; the unit's cost is their difference
+REL_DEV = 0.005  # standard error at which a cost is known well enough, relative to it
 FORMAT = 1
 
 Model = bytes | Path
@@ -53,7 +54,7 @@ def build_rows(
             row = _row(workload, measure(empty, max_seconds=seconds_per_row, rel_dev=REL_DEV), offset_ms=0.0)
         else:
             runs = {"empty": empty, "unit": _call(models[workload], threads, seed)}
-            times = run_interleaved(runs, max_seconds=seconds_per_row, rel_dev=REL_DEV)
+            times = run_interleaved(runs, max_seconds=seconds_per_row, enough=_cost_is_known)
             row = _row(workload, times["unit"], offset_ms=times["empty"].p50_ms)
         done[workload.key] = row
         if partial_path:
@@ -67,15 +68,15 @@ def measure_networks(
     models: Sequence[Model],
     *,
     threads: int = 1,
-    seconds_per_network: float = 1.0,
+    seconds: float = 1.0,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[float]:
-    """Median ms of every whole network, in the order given; measured in a shuffled order."""
+    """Median ms of every whole network, in the order given; measured in a shuffled order, at most `seconds` each."""
     medians = [0.0] * len(models)
     for done, index in enumerate(np.random.default_rng(seed).permutation(len(models)), start=1):
         run = _call(models[index], threads, seed)
-        medians[index] = measure(run, max_seconds=seconds_per_network, rel_dev=REL_DEV).median_ms
+        medians[index] = measure(run, max_seconds=seconds, rel_dev=REL_DEV).median_ms
         if progress:
             progress("calibrate", done, len(models))
     return medians
@@ -83,6 +84,13 @@ def measure_networks(
 
 def _call(model: Model, threads: int, seed: int) -> Run:
     return open_engine(model, threads).call(np.random.default_rng(seed))
+
+
+def _cost_is_known(samples: Mapping[str, Sequence[int]]) -> bool:
+    """Whether the standard error of the difference of the medians is below REL_DEV of that difference."""
+    unit, empty = np.median(samples["unit"]), np.median(samples["empty"])
+    error = math.hypot(median_deviation(samples["unit"]) * unit, median_deviation(samples["empty"]) * empty)
+    return bool(error < REL_DEV * (unit - empty))
 
 
 def _row(workload: Workload, taken: Measurement, *, offset_ms: float) -> Row:

@@ -16,26 +16,30 @@ def test_two_files_at_one_thread_and_at_all(conv: Callable[..., bytes], tmp_path
     small.write_bytes(conv(4, 4))
     large.write_bytes(conv(48, 32))
     stages: list[tuple[str, int, int]] = []
-    report = bench_files(
-        {"s": small, "l": large}, seconds=0.4, progress=lambda *step: stages.append(step), threads=[1, 2, 1]
-    )
+    files = {"s": small, "l": large}
+    report = bench_files(files, seconds=0.4, threads=[1, 2, 1], progress=lambda *step: stages.append(step))
     assert json.loads(json.dumps(report)) == report
-    assert [result["threads"] for result in report["results"]] == [1, 2]
-    for result in report["results"]:
-        assert list(result["files"]) == ["s", "l"]
-        for label, path in (("s", small), ("l", large)):
-            record = result["files"][label]
-            assert record["engine"] == "onnxruntime" and record["bytes"] == path.stat().st_size
-            assert 0 < record["p10_ms"] <= record["p50_ms"] <= record["p90_ms"]
-            assert len(record["samples_ns"]) == record["count"] >= 5
-            assert record["first_run_ms"] > 0 and record["load_ms"] > 0
-        assert result["files"]["l"]["p50_ms"] > 5 * result["files"]["s"]["p50_ms"]
-        assert result["speedups"] == {}
-        assert result["no_speedup_reason"] == (
-            "a speed-up needs native kernels or Larq Compute Engine on 64-bit ARM; here ran: onnxruntime"
-        )
-    assert report["environment"]["before"]["processor"] == report["environment"]["after"]["processor"]
+    results = report["results"]
+    assert [(r["threads"], r["label"]) for r in results] == [(1, "s"), (1, "l"), (2, "s"), (2, "l")]
+    for record in results:
+        path = files[record["label"]]
+        assert record["engine"] == "onnxruntime" and record["bytes"] == path.stat().st_size
+        assert 0 < record["p10_ms"] <= record["p50_ms"] <= record["p90_ms"]
+        assert len(record["samples_ns"]) == record["count"] >= 5
+        assert record["first_run_ms"] > 0 and record["load_ms"] > 0
+    assert results[1]["p50_ms"] > 5 * results[0]["p50_ms"]
+    assert report["speedups"] == []
+    assert report["no_speedup_reason"] == (
+        "a speed-up needs native kernels or Larq Compute Engine on 64-bit ARM; here ran: onnxruntime"
+    )
+    assert report["environment"]["processor"] == report["environment"]["after"]["processor"]
     assert stages[-1] == ("bench, 2 threads", 4, 4) and ("bench, 1 thread", 4, 4) in stages
+
+
+def test_one_file_has_no_rival(conv: Callable[..., bytes], tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(conv(2, 2))
+    report = bench_files({"a": tmp_path / "a.onnx"}, [1], 0.05)
+    assert report["speedups"] == [] and report["no_speedup_reason"] == "nothing to compare with"
 
 
 def test_bad_requests(conv: Callable[..., bytes], tmp_path: Path) -> None:
@@ -49,20 +53,16 @@ def test_bad_requests(conv: Callable[..., bytes], tmp_path: Path) -> None:
 
 
 def took(ms: float, engine: str) -> Measurement:
-    return Measurement((int(ms * 1e6),), engine)
+    return Measurement((int(ms * 1e6),), engine, threads=2)
 
 
-def test_ratios_only_for_entitled_engines() -> None:
+def test_ratios_only_for_entitled_engines_and_against_the_fastest_rival() -> None:
     native = {
         "mine": took(2, "native-avx2"),
         "fp32": took(8, "onnxruntime"),
         "int8": took(3, "onnxruntime"),
-        "portable": took(1, "lce-portable"),
     }
-    assert speedups(native) == {
-        "speedups": {"mine": {"fp32": 4.0, "int8": 1.5, "portable": 0.5}},
-        "no_speedup_reason": None,
-    }
-    emulated = speedups({"mine": took(2, "function-float"), "fp32": took(8, "onnxruntime")})
-    assert emulated["speedups"] == {} and "function-float, onnxruntime" in emulated["no_speedup_reason"]
-    assert speedups({"mine": took(2, "lce")}) == {"speedups": {}, "no_speedup_reason": "nothing to compare with"}
+    assert speedups(native) == [{"label": "mine", "against": "int8", "threads": 2, "ratio": 1.5}]
+    assert speedups({"mine": took(2, "function-float"), "fp32": took(8, "onnxruntime")}) == []
+    assert speedups({"mine": took(2, "lce-portable"), "fp32": took(8, "onnxruntime")}) == []
+    assert speedups({"mine": took(2, "lce"), "also": took(2, "native-neon")}) == []

@@ -111,8 +111,16 @@ def test_networks_come_back_in_order(conv: Callable[..., bytes]) -> None:
     steps: list[int] = []
     medians = measure_networks(
         [conv(48, 32), conv(4, 8), conv(48, 32, layers=2)],
-        seconds_per_network=0.2,
+        seconds=0.2,
         progress=lambda _, done, __: steps.append(done),
     )
     assert medians[1] < medians[0] < medians[2]
     assert steps == [1, 2, 3]
+
+
+def test_a_cost_is_known_when_the_difference_is() -> None:
+    """A median known within 1 % says little about a cost that is 2 % of it."""
+    steady = {"empty": [1000, 1001, 1002] * 40, "unit": [2000, 2001, 2002] * 40}
+    assert table_builder._cost_is_known(steady)
+    assert not table_builder._cost_is_known({**steady, "unit": list(range(990, 1050)) * 2})
+    assert not table_builder._cost_is_known({**steady, "unit": steady["empty"]})
