@@ -19,6 +19,8 @@ from ..spaces import Architecture
 
 Progress = Callable[[str, int, int], None]
 
+NEW_TRIES = 20
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -66,13 +68,23 @@ def evolve(
         def infer_relative_search_space(self, study: Any, trial: Any) -> dict:
             return distributions
 
+        def get_parent_population(self, study: Any, generation: int) -> list:
+            # Optuna gives parents in another order the first time than when it reads them back after a kill.
+            return sorted(super().get_parent_population(study, generation), key=lambda parent: parent.number)
+
         def sample_relative(self, study: Any, trial: Any, search_space: dict) -> dict:
             # NSGA-II leaves out what it mutates, and everything in the first generation: those are drawn anew.
             params = super().sample_relative(study, trial, search_space)
             fresh = space.random(generator).choices
             choices = [params.get(name, new) for name, new in zip(names, fresh, strict=True)]
-            genome = space.indices(Architecture(space.id, tuple(choices)))
-            repaired = repair(latency, genome, limit_ms, marginal_scores(latency, done))
+            arch = Architecture(space.id, tuple(choices))
+            scores = marginal_scores(latency, done)
+            repaired = repair(latency, space.indices(arch), limit_ms, scores)
+            for _ in range(NEW_TRIES):  # a child should be new (SPOS); under a tight limit there may be no more
+                if repaired not in known:
+                    break
+                arch = space.mutate(arch, generator, 1 / len(names))
+                repaired = repair(latency, space.indices(arch), limit_ms, scores)
             return dict(zip(names, space.architecture(repaired).choices, strict=True))
 
     try:
