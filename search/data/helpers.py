@@ -87,12 +87,15 @@ def serve() -> None:
     while True:
         try:
             function, item = pickle.load(requests)
-        except EOFError:
+        except (EOFError, pickle.UnpicklingError):  # closed, or the caller died within a request
             return
         result, failure = None, None
         try:
             result = function(item)
         except Exception as error:
             failure = error
-        pickle.dump((result, failure), replies, pickle.HIGHEST_PROTOCOL)
-        replies.flush()
+        try:
+            pickle.dump((result, failure), replies, pickle.HIGHEST_PROTOCOL)
+            replies.flush()
+        except BrokenPipeError:  # the caller died; leave without a last flush, which would fail again
+            os._exit(1)

@@ -3,12 +3,15 @@
 import atexit
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from bnas.profiles.errors import InputError
 
@@ -26,9 +29,8 @@ BATCH_ROWS = 256  # in memory at a time
 
 def load(data: str, options: Options) -> ImageSet:
     """The set called `data` on the hub, downloaded or from the local cache of `datasets`."""
-    near = [] if data in WELL_KNOWN else get_close_matches(data, WELL_KNOWN, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    provide_cache()
+    hint = suggestion(data)
+    prepare()
     try:
         with needs("hub", "the package 'datasets'"):
             import datasets
@@ -62,8 +64,34 @@ class HubTable:
             row += len(table)
 
 
+def suggestion(data: str) -> str:
+    """A hint at the well-known name that a bare word resembles. Raises `InputError` if that is surely meant."""
+    if data in WELL_KNOWN or "/" in data:
+        return ""
+    if get_close_matches(data, ("digits",), cutoff=0.75):
+        raise InputError(f"unknown data {data!r}; did you mean 'digits'? (a set of the hub is given as owner/name)")
+    near = get_close_matches(data, WELL_KNOWN, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
+def prepare() -> None:
+    """Settings of `datasets` that it reads when first imported: where it may write, and whether there is a network."""
+    provide_cache()
+    if "HF_HUB_OFFLINE" not in os.environ and not reachable():
+        os.environ["HF_HUB_OFFLINE"] = "1"  # sets in the cache still load; the others fail now, not in 25 s
+
+
+def reachable() -> bool:
+    """Whether the hub's address can be resolved, or is left to a proxy."""
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    try:
+        return bool(getproxies() or socket.getaddrinfo(host, 443))
+    except OSError:
+        return False
+
+
 def provide_cache() -> None:
-    """Let `datasets` use a temporary folder if its usual one cannot be written; works before its first import."""
+    """Let `datasets` use a temporary folder if its usual one cannot be written."""
     usual = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
     try:
         Path(usual).mkdir(parents=True, exist_ok=True)

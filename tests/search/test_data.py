@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bnas.profiles.errors import InputError
-from bnas.search.data import SOURCES, ImageSet, Split, load_images, source_of
+from bnas.search.data import SOURCES, ImageSet, Split, hub, load_images, source_of
 from bnas.search.data import pictures as pictures_module
 from bnas.search.data.image_set import channel_statistics
 from bnas.search.data.splitting import quotas, stratified
@@ -489,6 +489,11 @@ def test_cifar10_loads_quickly_and_right() -> None:
 # the hub
 
 
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
 def fake_datasets(monkeypatch: pytest.MonkeyPatch, load_dataset: Callable[[str], Any]) -> None:
     module = types.ModuleType("datasets")
     module.load_dataset = load_dataset  # type: ignore[attr-defined]
@@ -529,7 +534,7 @@ def test_hub_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", without_datasets)
     message = complaint(lambda: load_images("someone/pets"))
     assert "'someone/pets' is no file or folder" in message and "pip install 'bnas[hub]'" in message
-    assert "did you mean 'digits'?" in complaint(lambda: load_images("digts"))
+    assert "did you mean 'mnist'?" in complaint(lambda: load_images("mnits"))
 
 
 def test_hub_offline_or_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -539,7 +544,30 @@ def test_hub_offline_or_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_datasets(monkeypatch, offline)
     message = complaint(lambda: load_images("someone/pets"))
     assert "not available from the hub; Couldn't reach 'someone/pets' on the Hub" in message
-    assert "did you mean 'digits'?" in complaint(lambda: load_images("digit"))
+    assert "did you mean" not in complaint(lambda: load_images("someone/cifar10"))
+    assert "did you mean 'cifar10'?" in complaint(lambda: load_images("cifar-10"))
+
+
+@pytest.mark.parametrize("data", ["digit", "digts", "didgits", "Digits"])
+def test_misspelled_digits_never_ask_the_hub(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_datasets(monkeypatch, lambda name: pytest.fail("asked the hub"))
+    assert f"unknown data {data!r}; did you mean 'digits'?" in complaint(lambda: load_images(data))
+
+
+def test_without_a_network_only_the_cache_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown_host(host: str, port: int) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(hub.socket, "getaddrinfo", unknown_host)
+    monkeypatch.setattr(hub, "getproxies", dict)
+    fake_datasets(monkeypatch, lambda name: pytest.fail(f"offline is {os.environ.get('HF_HUB_OFFLINE')}"))
+    with pytest.raises(pytest.fail.Exception, match="offline is 1"):
+        load_images("someone/pets")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(hub, "getproxies", lambda: {"https": "http://proxy"})
+    with pytest.raises(pytest.fail.Exception, match="offline is None"):
+        load_images("someone/pets")
 
 
 def test_hub_set_without_train(monkeypatch: pytest.MonkeyPatch) -> None:
