@@ -9,12 +9,12 @@ the oldest supported runtime (1.17) refuses newer ones. `onnx.checker` notices n
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
-
 from bnas.profiles import atomic
+from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from .bits import pack
 from .graph import BinaryConv, FloatOp, Graph
@@ -38,6 +38,11 @@ FUNCTION_ATTRIBUTES = ("in_channels", "kernel_shape", "strides", "pads", "dilati
 def write_onnx(graph: Graph, path: Path | str, metadata: dict[str, str], *, name: str = "network") -> None:
     """Write `graph` to `path` in one step. `metadata` becomes the file's metadata_props."""
     atomic.write_bytes(path, to_onnx(graph, metadata, name=name).SerializeToString())
+
+
+def count_binary_convs(path: Path | str) -> int:
+    """How many BinaryConv2d nodes the file holds."""
+    return sum((n.domain, n.op_type) == (DOMAIN, OPERATOR) for n in onnx.load(path).graph.node)
 
 
 def to_onnx(graph: Graph, metadata: dict[str, str], *, name: str = "network") -> ModelProto:
@@ -74,7 +79,7 @@ def binary_conv_function() -> FunctionProto:
     The weight branch depends on constants only, so a runtime folds it into a plain float weight at load.
     """
 
-    def constant(output: str, value: np.ndarray | float, dtype: type = np.float32) -> NodeProto:
+    def constant(output: str, value: Any, dtype: type = np.float32) -> NodeProto:
         return helper.make_node("Constant", [], [output], value=numpy_helper.from_array(np.asarray(value, dtype)))
 
     def attribute(output: str, name: str) -> NodeProto:
@@ -153,7 +158,7 @@ class _Body:
             self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
-    def node(self, operator: str, inputs: list[str], output: str, *, domain: str = "", **attributes: object) -> None:
+    def node(self, operator: str, inputs: list[str], output: str, *, domain: str = "", **attributes: Any) -> None:
         self.nodes.append(
             helper.make_node(operator, inputs, [output], name=output, domain=domain or None, **attributes)
         )
@@ -288,7 +293,7 @@ def _along_channels(body: _Body, op: FloatOp, part: str, shape: tuple[int, ...])
     return body.constant(f"{op.output}.{part}", array.reshape(-1, *(1,) * (len(shape) - 1)))
 
 
-def _plain(operator: str, **attributes: object) -> Callable[[_Body, FloatOp, tuple[int, ...]], None]:
+def _plain(operator: str, **attributes: Any) -> Callable[[_Body, FloatOp, tuple[int, ...]], None]:
     def write(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
         body.node(operator, list(op.inputs), op.output, **attributes)
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import onnx
-
 from bnas.profiles.errors import InputError
 from bnas.profiles.workload import FIXED, Workload
 
@@ -73,13 +72,13 @@ def workload_of(
         case "avg_pool" if node.attributes["kernel"] == node.attributes["strides"] == (2, 2):
             repeat = next((r for r in readers.get(node.output, []) if _is_repeat(r)), None)
             channels = image[0] if repeat is None else shapes[repeat.output][0]
-            return Workload("downsample", 32, image[0], channels, *image[1:], kernel=2, stride=2)
+            return Workload("downsample", 32, image[0], channels, image[1], image[2], kernel=2, stride=2)
         case "concat" if _is_repeat(node):
             source = producers.get(node.inputs[0])
             if not (isinstance(source, FloatOp) and source.kind == "avg_pool"):
-                return Workload("duplicate", 32, image[0], shapes[node.output][0], *image[1:])
+                return Workload("duplicate", 32, image[0], shapes[node.output][0], image[1], image[2])
         case "affine" if (averaged := _averaged(node, producers)) is not None:
-            return Workload("average", 32, shapes[averaged][0], *shapes[node.output])
+            return Workload("average", 32, shapes[averaged][0], image[0], image[1], image[2])
     return None
 
 
@@ -87,14 +86,12 @@ def _spatial(
     kind: str, bits: int, weight: Shape, node: Node, shapes: dict[str, Shape], epilogue: tuple[str, ...]
 ) -> Workload | None:
     """The workload of a convolution; None where it has a form that no workload has (unequal strides, ...)."""
-    get = node.attributes.get if isinstance(node, FloatOp) else vars(node).get
-    strides, dilations = get("strides"), get("dilations")
-    if weight[2] != weight[3] or strides[0] != strides[1] or dilations[0] != dilations[1]:
+    geometry = node.attributes if isinstance(node, FloatOp) else vars(node)
+    vertical, horizontal = zip(weight[2:], geometry["strides"], geometry["dilations"], strict=True)
+    if vertical != horizontal:
         return None
     channels, height, width = shapes[node.inputs[0]]
-    return Workload(
-        kind, bits, channels, weight[0], height, width, weight[2], strides[0], dilations[0], get("groups"), epilogue
-    )
+    return Workload(kind, bits, channels, weight[0], height, width, *vertical, geometry["groups"], epilogue)
 
 
 def _unit_epilogue(unit: BinaryConv) -> tuple[str, ...]:

@@ -1,0 +1,231 @@
+"""The gate: nothing is handed over that does not compute what the PyTorch network computes.
+
+Two parts. (a) Unit by unit: the PyTorch unit, fed what the file feeds its own, must give what the file's gives; so no
+sign can differ by chance, and any wrong bit, padding or order shows. (b) End to end on real images: arg-max agreement,
+where a disagreement is only forgiven if it started at a sign that rounding could flip. (Runtimes reorder float
+operations, and one flipped sign moves a logit by about 1e-2, so a plain tolerance on logits would fail at random.)
+
+Formats join with an `ExposedFile`; ONNX's is here.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+
+from .capture import INPUT, OUTPUT, Captured
+from .graph import BinaryConv, Graph
+from .lowering import Lowered
+
+TOLERANCE = 1e-5  # (a) of the tensor's largest value; (b) of the standard deviation of the layer's input
+AGREEMENT = 0.997  # share of images whose arg-max must be equal
+_BATCH_BYTES = 128 * 2**20
+_MAX_BATCH = 64
+
+
+class GateError(RuntimeError):
+    """The file does not compute what the network computes; the message names the layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class UnitValues:
+    """What one unit of the file reads and gives, float32 [N, C, H, W].
+
+    stage, what y is: "unit" all of the unit, "core" conv * scale + bias before residual and activation, "sign" the +-1
+    that the next unit's sign function gives of this unit's output (files that keep only bits between two units).
+    """
+
+    x: np.ndarray
+    residual: np.ndarray | None
+    y: np.ndarray
+    stage: Literal["unit", "core", "sign"] | str = "unit"
+
+
+class ExposedFile(Protocol):
+    """A written file that also shows what goes into and comes out of its binary units."""
+
+    def run(self, images: np.ndarray, /) -> tuple[np.ndarray, dict[str, UnitValues]]:
+        """images: float32 [N, C, H, W]. Returns the network's output and the values of each unit by name."""
+        ...
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """max_abs_diff: largest difference of any unit's output. sign_flips: signs that differ end to end, all images."""
+
+    max_abs_diff: float
+    argmax_agreement: float
+    sign_flips: int
+    images: int
+
+
+def check(
+    captured: Captured,
+    lowered: Lowered,
+    file: ExposedFile,
+    images: np.ndarray,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> GateReport:
+    """Run both on `images`, batch by batch. Raises GateError naming the first layer that differs."""
+    gate = _Gate(captured, lowered)
+    for start, batch in _batches(images, lowered.graph):
+        logits, units = file.run(batch)
+        gate.check_units(units)
+        gate.compare_images(start, batch, logits, units)
+        progress(start + len(batch), len(images))
+    return gate.report(len(images))
+
+
+class _Gate:
+    """What has been seen so far."""
+
+    def __init__(self, captured: Captured, lowered: Lowered) -> None:
+        self.captured, self.lowered = captured, lowered
+        self.units = lowered.graph.binary_convs
+        self.max_abs_diff = 0.0
+        self.flips = 0
+        self.disagreeing: list[tuple[int, str]] = []  # (image, layer where its signs first differ)
+
+    def check_units(self, found: dict[str, UnitValues]) -> None:
+        """Part (a) on one batch."""
+        for unit in self.units:
+            if unit.name not in found:
+                raise GateError(f"{unit.name}: the file does not hold this binary convolution")
+            values = found[unit.name]
+            y, wanted = values.y, self._pytorch_unit(unit, values)
+            if y.shape != wanted.shape:
+                raise GateError(f"{unit.name}: shape {list(y.shape)} in the file, {list(wanted.shape)} in PyTorch")
+            if values.stage == "sign":
+                self._check_signs(unit, y, wanted)
+                continue
+            difference, size = float(np.abs(y - wanted).max()), float(np.abs(wanted).max())
+            self.max_abs_diff = max(self.max_abs_diff, difference)
+            if not difference <= TOLERANCE * size:
+                raise GateError(
+                    f"{unit.name}: fed the same input, file and PyTorch differ by {difference:.3g} at values up to "
+                    f"{size:.3g} (allowed: {TOLERANCE:g} relative)"
+                )
+
+    def _pytorch_unit(self, unit: BinaryConv, values: UnitValues) -> np.ndarray:
+        given = {unit.x: torch.from_numpy(values.x)}
+        wanted = unit.output
+        if values.stage == "core":
+            wanted = self.lowered.cores[unit.name]
+        elif unit.residual is not None and values.residual is not None:
+            given[unit.residual] = torch.from_numpy(values.residual)
+        return self.captured.run(given, [wanted])[wanted].numpy()
+
+    def _check_signs(self, unit: BinaryConv, signs: np.ndarray, wanted: np.ndarray) -> None:
+        reader = next(u for u in self.units if u.x == unit.output)
+        margin = np.abs(wanted - _threshold(reader))
+        wrong = (signs < 0) != _negative(reader, wanted)
+        if (margin[wrong] > TOLERANCE * np.abs(wanted).max()).any():
+            raise GateError(f"{unit.name}: fed the same input, {int(wrong.sum())} signs differ from PyTorch")
+
+    def compare_images(self, start: int, batch: np.ndarray, logits: np.ndarray, found: dict[str, UnitValues]) -> None:
+        """Part (b) on one batch, whose first image has the number `start`."""
+        names = [unit.x for unit in self.units]
+        values = self.captured.run({INPUT: torch.from_numpy(batch)}, [OUTPUT, *names])
+        expected = values[OUTPUT].numpy().reshape(len(batch), -1)
+        logits = logits.reshape(len(batch), -1)
+        if logits.shape != expected.shape:
+            raise GateError(f"the file gives {logits.shape[1]} values per image, PyTorch {expected.shape[1]}")
+        suspects = set(np.flatnonzero(logits.argmax(axis=1) != expected.argmax(axis=1)).tolist())
+        for unit in self.units:
+            x = values[unit.x].numpy()
+            flipped = _negative(unit, found[unit.name].x) != _negative(unit, x)
+            self.flips += int(flipped.sum())
+            for image in sorted(i for i in suspects if flipped[i].any()):
+                suspects.discard(image)
+                self._forgive(start + image, unit, x, flipped[image], image)
+        for image in sorted(suspects):
+            best = np.sort(expected[image])
+            if best[-1] - best[-2] > TOLERANCE * np.abs(best).max():
+                raise GateError(f"image {start + image}: equal signs everywhere, yet another class; the head differs")
+            self.disagreeing.append((start + image, "the head"))
+
+    def _forgive(self, number: int, unit: BinaryConv, x: np.ndarray, flipped: np.ndarray, image: int) -> None:
+        """A disagreement counts as rounding if a flipped sign of its first differing layer was at its threshold."""
+        nearest = float(np.abs(x[image] - _threshold(unit))[flipped].min())
+        allowed = TOLERANCE * float(x.std(dtype=np.float64))
+        if not nearest <= allowed:
+            raise GateError(
+                f"{unit.name}: image {number} gets another class, and its first differing sign is {nearest:.3g} from "
+                f"its threshold (rounding explains {allowed:.3g})"
+            )
+        self.disagreeing.append((number, unit.name))
+
+    def report(self, images: int) -> GateReport:
+        agreement = 1 - len(self.disagreeing) / images
+        if agreement < AGREEMENT:
+            raise GateError(
+                f"{self.disagreeing[0][1]}: file and PyTorch agree on {agreement:.2%} of {images} images "
+                f"(needed: {AGREEMENT:.1%}); signs first differ there, {self.flips} in all"
+            )
+        return GateReport(self.max_abs_diff, agreement, self.flips, images)
+
+
+def _threshold(unit: BinaryConv) -> np.ndarray:
+    return np.zeros((1, 1, 1), np.float32) if unit.shift is None else unit.shift.reshape(-1, 1, 1)
+
+
+def _negative(unit: BinaryConv, x: np.ndarray) -> np.ndarray:
+    return x < _threshold(unit)
+
+
+def _batches(images: np.ndarray, graph: Graph) -> Iterator[tuple[int, np.ndarray]]:
+    """(number of the first image, images), so small that the exposed values of both networks fit in memory."""
+    shapes = graph.shapes()
+    values = sum(np.prod(shapes[name]) for unit in graph.binary_convs for name in (*unit.inputs, unit.output))
+    size = int(min(max(_BATCH_BYTES // (2 * 4 * max(values, 1)), 1), _MAX_BATCH))
+    for start in range(0, len(images), size):
+        yield start, np.ascontiguousarray(images[start : start + size], dtype=np.float32)
+
+
+class ExposedOnnx:
+    """A copy of a .onnx, run by onnxruntime with its default optimisations, that shows each BinaryConv2d node."""
+
+    def __init__(self, path: Path | str, graph: Graph) -> None:
+        import onnx
+        import onnxruntime
+
+        from .onnx_writer import FUNCTION_INPUTS, OPERATOR
+
+        model = onnx.load(path)
+        constants = {tensor.name for tensor in model.graph.initializer}
+        nodes = {node.output[0]: node for node in model.graph.node if node.op_type == OPERATOR}
+        self._taps: dict[str, tuple[str, str | None, str]] = {}
+        for unit in graph.binary_convs:
+            if unit.output in nodes:
+                inputs = dict(zip(FUNCTION_INPUTS, nodes[unit.output].input, strict=True))
+                residual = None if inputs["residual"] in constants else inputs["residual"]
+                self._taps[unit.name] = (inputs["x"], residual, unit.output)
+        self._input, self._output = model.graph.input[0].name, model.graph.output[0].name
+        shown = {name for tap in self._taps.values() for name in tap if name} - {self._input, self._output}
+        model.graph.output.extend(
+            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in sorted(shown)
+        )
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    def run(self, images: np.ndarray, /) -> tuple[np.ndarray, dict[str, UnitValues]]:
+        names = [output.name for output in self._session.get_outputs()]
+        values = dict(zip(names, self._session.run(names, {self._input: images}), strict=True))
+        values[self._input] = images
+        units = {
+            name: UnitValues(values[x], None if residual is None else values[residual], values[y])
+            for name, (x, residual, y) in self._taps.items()
+        }
+        return values[self._output], units
+
+
+def expose_onnx(path: Path | str, graph: Graph) -> ExposedOnnx:
+    """The file at `path`, written from `graph`, ready for `check`."""
+    return ExposedOnnx(path, graph)

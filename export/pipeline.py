@@ -1,0 +1,121 @@
+"""From a trained module to a checked file: capture, lower, write, gate, twins. What fails leaves no file behind."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from bnas.profiles.errors import InputError, unknown
+from torch import nn
+
+from .capture import capture
+from .gate import ExposedFile, GateError, check, expose_onnx
+from .graph import Graph
+from .lowering import Lowered, lower
+
+FORMATS = ("onnx", "tflite")
+MIN_IMAGES = 300  # fewer cannot show an arg-max agreement of 0.997
+Progress = Callable[[str, int, int], None]
+
+
+def export_network(
+    module: nn.Module,
+    images: np.ndarray,
+    path: Path | str,
+    format: Literal["onnx", "tflite"] | str,
+    metadata: dict[str, str],
+    *,
+    require_binary: bool = False,
+    twins: bool = True,
+    progress: Progress | None = None,
+) -> dict:
+    """Write `module` to `path` with real binary operators, and check the file on `images`. Returns a report for JSON.
+
+    images: float32 [N, C, H, W], normalised as the module expects, at least 300; they also calibrate the int8 twin.
+    metadata: text stored in the file. twins: also write `NAME.fp32.onnx` and `NAME.int8.onnx` next to it.
+    progress(stage, done, total) is called with the stages "capture", "write", "check" (in images) and "twins".
+    Raises InputError for what cannot be exported, GateError if the written file computes something else.
+    """
+    report = progress or (lambda stage, done, total: None)
+    path = Path(path)
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    if images.ndim != 4 or len(images) < MIN_IMAGES:
+        raise InputError(f"export is checked on at least {MIN_IMAGES} images [N, C, H, W], got {list(images.shape)}")
+    report("capture", 0, 1)
+    captured = capture(module, torch.from_numpy(np.asarray(images[:2], np.float32)))
+    lowered = lower(captured)
+    if require_binary:
+        _require_binary(lowered)
+    report("capture", 1, 1)
+    report("write", 0, 1)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f".partial{path.suffix}", dir=path.parent)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        expose, count = _write(lowered.graph, partial, format, metadata)
+        binary_convs, wanted = count(partial), len(lowered.graph.binary_convs)
+        if binary_convs != wanted:
+            raise GateError(f"{path.name} holds {binary_convs} of {wanted} binary convolutions")
+        report("write", 1, 1)
+        gate = check(
+            captured,
+            lowered,
+            expose(partial, lowered.graph),
+            images,
+            progress=lambda done, total: report("check", done, total),
+        )
+        written_twins = _write_twins(lowered.graph, images, path.with_suffix(""), metadata, report) if twins else {}
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return {
+        "path": str(path),
+        "format": format,
+        "bytes": path.stat().st_size,
+        "binary_convs": binary_convs,
+        "float_convs": len(lowered.graph.float_convs),
+        "convolutions": [vars(convolution) for convolution in lowered.convolutions],
+        **vars(gate),
+        "twins": written_twins,
+    }
+
+
+def _require_binary(lowered: Lowered) -> None:
+    """The first convolution reads the image and may be float; any other must be binary."""
+    for convolution in lowered.convolutions[1:]:
+        if convolution.kind == "float":
+            raise InputError(
+                f"--require-binary: convolution {convolution.name} stays float ({convolution.reason}); "
+                "make it binary, or export without --require-binary"
+            )
+
+
+def _write(
+    graph: Graph, path: Path, format: str, metadata: dict[str, str]
+) -> tuple[Callable[[Path, Graph], ExposedFile], Callable[[Path], int]]:
+    """Write the file; returns how to expose it and how to count its binary convolutions."""
+    if format == "onnx":
+        from .onnx_writer import count_binary_convs as count_onnx
+        from .onnx_writer import write_onnx
+
+        write_onnx(graph, path, metadata)
+        return expose_onnx, count_onnx
+    from .tflite_file import count_binary_convs, expose
+    from .tflite_writer import write_tflite
+
+    write_tflite(graph, path, metadata)
+    return expose, count_binary_convs
+
+
+def _write_twins(graph: Graph, images: np.ndarray, stem: Path, metadata: dict[str, str], report: Progress) -> dict:
+    from .twins import write_twins
+
+    report("twins", 0, 1)
+    written = write_twins(graph, images, stem, metadata)
+    report("twins", 1, 1)
+    return written
