@@ -70,7 +70,7 @@ def do_export(
         }
         document = export_network(
             network,
-            settings.normalise(images, "validation", GATE_IMAGES),
+            settings.sample(images, GATE_IMAGES),
             path,
             format,
             metadata,

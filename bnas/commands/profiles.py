@@ -13,8 +13,10 @@ from ..console import Progress, output, progress, result, say
 from . import settings
 
 if TYPE_CHECKING:
-    from bnas.profiles.schema import Calibration, Profile, Row
+    from bnas.profiles.schema import Calibration, Profile
     from bnas.search.spaces import ChainSpace
+
+UNCALIBRATED_ERROR = 0.3
 
 profiles = typer.Typer(no_args_is_help=True, help="List, show and measure device profiles.")
 
@@ -89,10 +91,10 @@ def do_build(
     """Measure, calibrate and write a profile; rows already measured by an interrupted build are kept."""
     import datetime
 
-    from bnas.profiles.schema import Device, EngineInfo, Profile, save_profile
+    from bnas.profiles.schema import Device, Profile, save_profile
     from bnas.profiles.workload import FIXED
     from bnas.runtime_bench import machine
-    from bnas.runtime_bench.engines import open_engine
+    from bnas.runtime_bench.engines import onnx_engine
     from bnas.runtime_bench.table_builder import build_rows
     from bnas.search.spaces import make_space
 
@@ -102,17 +104,17 @@ def do_build(
         raise InputError(f"--out {out} must end with .yaml")
     if not out.parent.is_dir():
         raise InputError(f"--out {out}: there is no folder {out.parent}; make it first")
-    if threads < 1 or networks < 0 or not seconds > 0:
-        raise InputError(f"--threads {threads}, --networks {networks}, --seconds {seconds} must be positive")
+    if threads < 1 or not seconds > 0:
+        raise InputError(f"--threads {threads} and --seconds {seconds} must be positive")
+    if networks != 0 and networks < 5:
+        raise InputError(f"--networks {networks} must be 0 (no calibration) or at least 5")
     images = settings.load_data(data)
     the_space = make_space(space, images.shape, len(images.classes))
     from bnas.export.units import unit_model
 
     units = [(w, unit_model(w).SerializeToString()) for w in (FIXED, *the_space.all_workloads())]
-    partial = out.with_name(f".{out.stem}.partial.yaml")
+    partial = out.with_name(f".{out.stem}.partial.json")
     rows = build_rows(units, threads=threads, seconds_per_row=seconds, progress=report, partial_path=partial)
-    calibration = _calibrate(the_space, rows, networks, threads, seconds, report) if networks else None
-    engine = open_engine(units[-1][1], threads=threads)
     here = machine.describe()
     profile = Profile(
         name=out.stem,
@@ -120,26 +122,28 @@ def do_build(
         description=f"{here['processor']}, units of {the_space.id} one by one",
         created=datetime.date.today(),
         device=Device(name="local", fingerprint=machine.fingerprint(), **_fields(here, Device)),
-        engine=EngineInfo(name=engine.name, runtime=engine.runtime, version=engine.version),
+        engine=onnx_engine(),
         threads=threads,
         precision="1-bit units, float32 elsewhere",
-        error=calibration.kfold_error if calibration else 0.3,
-        error_source=(
-            f"mean error on held-out networks of {calibration.nets}, 5-fold"
-            if calibration
-            else "assumed; build with --networks 20 to measure it"
-        ),
+        error=UNCALIBRATED_ERROR,
+        error_source="assumed; build with --networks 20 to measure it",
         rows=tuple(rows),
-        calibration=calibration,
     )
+    if networks:
+        calibration = _calibrate(the_space, profile, networks, seconds, report)
+        profile = profile.model_copy(
+            update={
+                "calibration": calibration,
+                "error": calibration.kfold_error,
+                "error_source": f"mean error on held-out networks of {calibration.nets}, 5-fold",
+            }
+        )
     save_profile(profile, out)
     partial.unlink(missing_ok=True)
     return profile
 
 
-def _calibrate(
-    space: ChainSpace, rows: list[Row], networks: int, threads: int, seconds: float, report: Progress
-) -> Calibration:
+def _calibrate(space: ChainSpace, measured: Profile, networks: int, seconds: float, report: Progress) -> Calibration:
     """Fit the whole-network estimate on random networks (fastest and slowest among them), exported and measured."""
     import numpy as np
     import torch
@@ -147,8 +151,8 @@ def _calibrate(
     from bnas.export.capture import capture
     from bnas.export.lowering import lower
     from bnas.export.onnx_writer import to_onnx
-    from bnas.profiles.calibration import Sample, fit
-    from bnas.profiles.table import sum_rows
+    from bnas.profiles.calibration import fit
+    from bnas.profiles.table import LatencyTable
     from bnas.runtime_bench.table_builder import measure_networks
 
     rng = np.random.default_rng(0)
@@ -163,16 +167,13 @@ def _calibrate(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             network = space.build(arch).eval()
-        graph = lower(capture(network, torch.zeros(2, *space.shape)))
-        models.append(to_onnx(graph, {}, name="network").SerializeToString())
+        graph = lower(capture(network, torch.zeros(2, *space.shape))).graph
+        models.append(to_onnx(graph, {}).SerializeToString())
         report("networks", done + 1, len(archs))
-    times = measure_networks(models, threads=threads, seconds=seconds, progress=report)
-    return fit(
-        [
-            Sample(sum_rows(rows, space.workloads(a)), len(space.workloads(a)), ms)
-            for a, ms in zip(archs, times, strict=True)
-        ]
-    )
+    times = measure_networks(models, threads=measured.threads, seconds=seconds, progress=report)
+    table = LatencyTable(measured)
+    workloads = [space.workloads(arch) for arch in archs]
+    return fit([(table.sum_ms(w), len(w), ms) for w, ms in zip(workloads, times, strict=True)])
 
 
 def _fields(description: dict, model: type) -> dict:

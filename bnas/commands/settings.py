@@ -86,11 +86,15 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def normalise(images: ImageSet, split: str, count: int) -> np.ndarray:
-    """The first `count` images of a split as a network sees them: float32 [N, C, H, W]."""
+def sample(images: ImageSet, count: int) -> np.ndarray:
+    """`count` real images as a network sees them, float32 [count, C, H, W]: validation first, then training images.
+
+    A smaller set is filled up with its own images moved by a pixel at a time; the test split is left alone.
+    """
     import numpy as np
 
-    pixels = getattr(images, split).images[:count].astype(np.float32) / np.float32(255)
-    mean = np.array(images.mean, np.float32).reshape(1, -1, 1, 1)
-    std = np.array(images.std, np.float32).reshape(1, -1, 1, 1)
-    return (pixels - mean) / std
+    pixels = np.concatenate([images.validation.images[:count], images.train.images[:count]])[:count]
+    moves = range(1, -(-count // len(pixels)))
+    pixels = np.concatenate([pixels, *(np.roll(pixels, move, axis=3) for move in moves)])[:count]
+    mean, std = (np.array(v, np.float32).reshape(1, -1, 1, 1) for v in (images.mean, images.std))
+    return (pixels.astype(np.float32) / np.float32(255) - mean) / std
