@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,17 +25,20 @@ class LceEngine:
 
     def __init__(self, data: bytes, where: str, threads: int, extra_outputs: Sequence[str] = ()) -> None:
         interpreter_class, self.version = _lce(where)
-        model = _parse_tflite(data, where)
+        file = _parse(data, where)
         self.name = "lce" if machine.is_arm64() else "lce-portable"
         self.threads = threads
-        self.metadata = _tflite_metadata(model)
+        self.metadata = file.metadata
         self._where = where
-        if extra_outputs:
-            data = _with_tflite_outputs(model, extra_outputs)
-        graph = model.subgraphs[0]
-        self._names = [graph.tensors[index].name.decode() for index in graph.outputs]
+        new = network_file.new_outputs(extra_outputs, file.tensors, file.outputs)
+        self._names = [*file.outputs, *new]
+        if new:
+            data = file.with_outputs(new)
         started = time.perf_counter()
-        self._interpreter = _open_lce(interpreter_class, data, threads, where)
+        try:
+            self._interpreter = interpreter_class(data, num_threads=threads, use_indirect_bgemm=file.grouped)
+        except Exception as error:  # whatever the binding raises
+            raise network_file.damaged(where, "Larq Compute Engine cannot load it", error) from None
         self.load_ms = 1e3 * (time.perf_counter() - started)
         self._shapes = [network_file.fixed_shape(shape, where) for shape in self._interpreter.input_shapes]
 
@@ -85,51 +89,60 @@ def _lce(where: str) -> tuple[Any, str]:
         raise InputError(f"{where} needs Larq Compute Engine: pip install 'bnas[tflite]'") from None
 
 
-def _parse_tflite(data: bytes, where: str) -> Any:
-    """The file as schema objects. Done before the interpreter sees it, which crashes on a truncated file."""
+@dataclass(frozen=True, eq=False)
+class _File:
+    """What the engine needs of a parsed file. grouped: some binary convolution has groups, which only the indirect
+    kernels of the interpreter can run."""
+
+    model: Any
+    tensors: tuple[str, ...]
+    outputs: tuple[str, ...]
+    grouped: bool
+    metadata: dict[str, Any]
+
+    def with_outputs(self, names: Sequence[str]) -> bytes:
+        """The file's bytes with more outputs; `model` is changed, too."""
+        import flatbuffers
+
+        graph = self.model.subgraphs[0]
+        graph.outputs = [*graph.outputs, *(self.tensors.index(name) for name in names)]
+        builder = flatbuffers.Builder(1024)
+        builder.Finish(self.model.Pack(builder), network_file.TFLITE_IDENTIFIER)
+        return bytes(builder.Output())
+
+
+def _parse(data: bytes, where: str) -> _File:
+    """Done before the interpreter sees the file, because it crashes on a truncated one."""
     from tensorflow.lite.python import schema_py_generated as schema
 
     try:
         if data[4:8] != network_file.TFLITE_IDENTIFIER:
             raise ValueError("no TFL3 identifier")
         model = schema.ModelT.InitFromPackedBuf(data, 0)
-        if not model.subgraphs or not model.operatorCodes:
-            raise ValueError("no network in it")
-        return model
+        graph = model.subgraphs[0]
+        tensors = tuple(tensor.name.decode() for tensor in graph.tensors)
+        return _File(
+            model=model,
+            tensors=tensors,
+            outputs=tuple(tensors[index] for index in graph.outputs),
+            grouped=any(_is_grouped(operator, model) for operator in graph.operators),
+            metadata=_metadata(model),
+        )
     except Exception as error:  # struct, index, type and memory errors, depending on where the damage is
         raise network_file.damaged(where, "not a whole TFLite file", error) from None
 
 
-def _tflite_metadata(model: Any) -> dict[str, Any]:
+def _is_grouped(operator: Any, model: Any) -> bool:
+    if model.operatorCodes[operator.opcodeIndex].customCode != b"LceBconv2d":
+        return False
+    tensors = model.subgraphs[0].tensors
+    words, filter_words = (tensors[index].shape[-1] for index in operator.inputs[:2])
+    return bool(words != filter_words)
+
+
+def _metadata(model: Any) -> dict[str, Any]:
     for entry in model.metadata or ():
         if entry.name == METADATA_NAME.encode():
-            try:
-                found = json.loads(bytes(model.buffers[entry.buffer].data).decode())
-            except (ValueError, TypeError, IndexError):
-                return {}
+            found = json.loads(bytes(model.buffers[entry.buffer].data).decode())
             return found if isinstance(found, dict) else {}
     return {}
-
-
-def _with_tflite_outputs(model: Any, names: Sequence[str]) -> bytes:
-    """The model's bytes with more outputs; `model` is changed, too."""
-    import flatbuffers
-
-    graph = model.subgraphs[0]
-    indices = {tensor.name.decode(): index for index, tensor in enumerate(graph.tensors)}
-    present = {graph.tensors[index].name.decode() for index in graph.outputs}
-    graph.outputs = [*graph.outputs, *(indices[name] for name in network_file.new_outputs(names, indices, present))]
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), network_file.TFLITE_IDENTIFIER)
-    return bytes(builder.Output())
-
-
-def _open_lce(interpreter_class: Any, data: bytes, threads: int, where: str) -> Any:
-    """The default kernels, or those for grouped convolutions where the default ones refuse the file."""
-    try:
-        return interpreter_class(data, num_threads=threads)
-    except Exception as error:
-        try:
-            return interpreter_class(data, num_threads=threads, use_indirect_bgemm=True)
-        except Exception:
-            raise network_file.damaged(where, "Larq Compute Engine cannot load it", error) from None
