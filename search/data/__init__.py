@@ -1,5 +1,6 @@
 """Image sets, whatever they are stored in: `load_images` reads one into numpy."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +55,7 @@ def source_of(data: str) -> str:
     """The key in `SOURCES` for this `data`. What exists as a file or folder is never asked of the hub."""
     if data == "digits":
         return "digits"
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))  # leaves ~nobody as it is, where Path.expanduser fails
     if data and path.is_dir():
         return "parquet" if parquet.files_in(path) else "folder"
     if path.suffix == parquet.SUFFIX and path.is_file():

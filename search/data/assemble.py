@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
 from bnas.profiles.errors import InputError
 
 from .image_set import ImageSet, Split

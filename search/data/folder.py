@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+
 from bnas.profiles.errors import InputError
 
 from .assemble import SPLIT_NAMES, Options, Pictures, assemble, need_train

@@ -97,7 +97,7 @@ def provide_cache() -> None:
         Path(usual).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=usual):
             pass
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home at all
         folder = tempfile.mkdtemp(prefix="bnas-hub-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ["HF_HOME"] = folder

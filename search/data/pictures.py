@@ -1,4 +1,4 @@
-"""Encoded images (PNG, JPEG, …) into one uint8 array: which channels, which size, how many threads."""
+"""Encoded images (PNG, JPEG, …) into one uint8 array: which channels, which size, how many processes."""
 
 import io
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
+
 from bnas.profiles.errors import InputError
 
 from .helpers import apply

@@ -1,6 +1,7 @@
 """Cutting a set into parts with every class in proportion. Pure functions of labels and seed."""
 
 import numpy as np
+
 from bnas.profiles.errors import InputError
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
 from bnas.profiles.errors import InputError, unknown
 
 from .assemble import Options, Pictures, assemble, need_train

@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from bnas.search.augment import (
     DeviceSplit,
     augment,
@@ -13,8 +16,6 @@ from bnas.search.augment import (
     order,
 )
 from bnas.search.data import ImageSet, Split
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def split_of(count: int, channels: int = 3, size_px: int = 8, classes: int = 2) -> Split:

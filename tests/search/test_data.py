@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
 from bnas.profiles.errors import InputError
 from bnas.search.data import SOURCES, ImageSet, Split, hub, load_images, source_of
 from bnas.search.data import pictures as pictures_module
 from bnas.search.data.image_set import channel_statistics
 from bnas.search.data.splitting import quotas, stratified
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
 
 CIFAR10 = Path(os.environ.get("BNAS_CIFAR10", Path(__file__).parents[3] / "shared/data/cifar10"))
 needs_cifar10 = pytest.mark.skipif(
@@ -611,7 +612,9 @@ def test_source_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(expected.values()) == set(SOURCES)
 
 
-@pytest.mark.parametrize("data", ["/no/such/folder", "./images", "../up", "no.parquet", "a/b/c", "mnist/train", ""])
+@pytest.mark.parametrize(
+    "data", ["/no/such/folder", "./images", "../up", "no.parquet", "~nobody/a", "a/b/c", "mnist/train", ""]
+)
 def test_a_path_that_does_not_exist(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mnist").mkdir()
