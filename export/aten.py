@@ -5,15 +5,17 @@ ATen operator, found through `TRANSLATIONS`; what is not in that table is an Inp
 """
 
 import operator
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from bnas.profiles.errors import InputError
 from torch import Tensor
 from torch.fx import Node
+
+from bnas.profiles.errors import InputError
 
 from .capture import Captured
 
@@ -193,6 +195,10 @@ def _sum(r: _Reader, node: Node, a: dict[str, Any], sign: float) -> None:
     r.emit("add", node, [r.value(left), operand])
 
 
+def _reversed_difference(r: _Reader, node: Node, a: dict[str, Any]) -> None:
+    _sum(r, node, {**a, "self": a["other"], "other": a["self"]}, -1.0)
+
+
 def _scale(r: _Reader, node: Node, a: dict[str, Any], invert: bool) -> None:
     left, right = a["self"], a["other"]
     if not invert and r.constant(right) is None:
@@ -292,10 +298,10 @@ def _getitem(r: _Reader, node: Node, _: dict[str, Any]) -> None:
 
 def _slice(r: _Reader, node: Node, a: dict[str, Any]) -> None:
     source = a["self"]
-    if _shape(node) == _shape(source) and a["dim"] != 0:
+    if a["start"] in (None, 0) and a["end"] in (None, sys.maxsize) and a["step"] == 1:
         r.aliases[node] = r.value(source)
         return
-    if a["dim"] != 1 or a.get("step", 1) != 1:
+    if a["dim"] != 1 or a["step"] != 1:
         raise r.refusal(node, "is only supported along channels (dim=1) with step 1")
     width, start = _shape(source)[1], int(a["start"] or 0)
     start = start + width if start < 0 else start
@@ -360,6 +366,7 @@ TRANSLATIONS: dict[str, Callable[[_Reader, Node, dict[str, Any]], None]] = {
     "aten::_native_batch_norm_legit_no_training": _batch_norm,
     "aten::add": _with(_sum, 1.0),
     "aten::sub": _with(_sum, -1.0),
+    "aten::rsub": _reversed_difference,
     "aten::mul": _with(_scale, False),
     "aten::div": _with(_scale, True),
     "aten::prelu": _prelu,

@@ -3,16 +3,18 @@
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from bnas.profiles.errors import InputError
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
+
+from bnas.profiles.errors import InputError
 
 INPUT, OUTPUT = "image", "logits"
 
@@ -41,9 +43,10 @@ class Captured:
         needed = self._between(found, [by_name[name] for name in wanted])
         last_reader = {source: node for node in needed for source in node.all_input_nodes}
         keep = {by_name[name] for name in wanted}
+        known = ChainMap(found, self.constants)
         with torch.no_grad():
             for node in needed:
-                found[node] = _evaluate(node, {**self.constants, **found})
+                found[node] = _evaluate(node, known)
                 for source in node.all_input_nodes:
                     if last_reader[source] is node and source not in keep:
                         found.pop(source, None)
@@ -125,7 +128,7 @@ def _ancestors(output: Node, constants: dict[Node, Any]) -> set[Node]:
     return found
 
 
-def _evaluate(node: Node, values: dict[Node, Any]) -> Any:
+def _evaluate(node: Node, values: Mapping[Node, Any]) -> Any:
     arguments = torch.fx.node.map_arg((node.args, node.kwargs), lambda source: values[source])
     assert callable(node.target)
     return node.target(*arguments[0], **arguments[1])

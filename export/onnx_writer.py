@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from bnas.profiles import atomic
 from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from bnas.profiles import atomic
 
 from .bits import pack
 from .graph import BinaryConv, FloatOp, Graph

@@ -8,8 +8,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from bnas.profiles.errors import InputError, unknown
 from torch import nn
+
+from bnas.profiles.errors import InputError, unknown
 
 from .capture import capture
 from .gate import ExposedFile, GateError, check, expose_onnx

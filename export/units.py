@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import onnx
+
 from bnas.profiles.errors import InputError
 from bnas.profiles.workload import FIXED, Workload
 
