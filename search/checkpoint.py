@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+
 from bnas.profiles import atomic
 from bnas.profiles.errors import InputError
-from torch import Tensor, nn
 
 FORMAT = 1
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+
 from bnas.profiles.errors import InputError
 from bnas.profiles.table import LatencyTable
 

@@ -1,7 +1,8 @@
 """From a space to torch: the parts of a chain, the network of one architecture, and how its parts are made."""
 
-from bnas.profiles.workload import Workload
 from torch import Tensor, nn
+
+from bnas.profiles.workload import Workload
 
 from .binary.blocks import Plain, Widened
 from .spaces.architecture import Architecture

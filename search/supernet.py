@@ -27,5 +27,5 @@ class Supernet(nn.Module):
     def forward(self, x: Tensor, gates: Sequence[int]) -> Tensor:
         x = self.stem(x)
         for candidates, index in zip(self.layers, gates, strict=True):
-            x = candidates[index](x)  # type: ignore[index]
+            x = candidates[index](x)
         return self.head(x)

@@ -60,7 +60,7 @@ def do_export(
 
     with runs.locked(run.folder):
         network, arch = load_network(run.path("model.safetensors"))
-        images = settings.load_data(run.config["data"])
+        images = settings.load_data(run.config["data"], report)
         metadata = {
             "bnas": __version__,
             "architecture": json.dumps(arch.to_dict()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,7 +109,7 @@ def do_build(
         raise InputError(f"--threads {threads} and --seconds {seconds} must be positive")
     if networks != 0 and networks < 5:
         raise InputError(f"--networks {networks} must be 0 (no calibration) or at least 5")
-    images = settings.load_data(data)
+    images = settings.load_data(data, report)
     the_space = make_space(space, images.shape, len(images.classes))
     from bnas.export.units import unit_model
 
@@ -121,7 +122,7 @@ def do_build(
         source="measured",
         description=f"{here['processor']}, units of {the_space.id} one by one",
         created=datetime.date.today(),
-        device=Device(name="local", fingerprint=machine.fingerprint(), **_fields(here, Device)),
+        device=Device(name="local", fingerprint=machine.fingerprint(), **_fields(here, Device.model_fields)),
         engine=onnx_engine(),
         threads=threads,
         precision="1-bit units, float32 elsewhere",
@@ -176,8 +177,8 @@ def _calibrate(space: ChainSpace, measured: Profile, networks: int, seconds: flo
     return fit([(table.sum_ms(w), len(w), ms) for w, ms in zip(workloads, times, strict=True)])
 
 
-def _fields(description: dict, model: type) -> dict:
-    return {k: v for k, v in description.items() if k in model.model_fields and k not in ("name", "fingerprint")}
+def _fields(description: dict, known: Iterable[str]) -> dict:
+    return {k: v for k, v in description.items() if k in known and k not in ("name", "fingerprint")}
 
 
 def _summary(profile: Profile) -> dict:
@@ -210,12 +211,15 @@ def _show(profile: Profile) -> None:
 
     table = Table(title=f"profile {profile.name} ({profile.source})", show_header=False)
     table.add_row("device", f"{profile.device.name}: {profile.description}")
-    table.add_row("engine", f"{profile.engine.name} ({profile.engine.runtime} {profile.engine.version or ''})".strip())
+    table.add_row(
+        "engine", f"{profile.engine.name} ({' '.join(filter(None, (profile.engine.runtime, profile.engine.version)))})"
+    )
     table.add_row("threads, batch", f"{profile.threads}, {profile.batch}")
     table.add_row("error", f"±{profile.error:.1%} ({profile.error_source})")
     if profile.cost_model:
         table.add_row("model", profile.cost_model.formula)
-        for name, path in getattr(profile.cost_model, "paths", {}).items():
+    if profile.cost_model and profile.cost_model.kind == "roofline":
+        for name, path in profile.cost_model.paths.items():
             used = "used" if name == profile.cost_model.path else f"choose with {profile.name}:{name}"
             label = "hypothetical, " if path.hypothetical else ""
             table.add_row(f"path {name}", f"{path.description} ({label}{used})")

@@ -94,7 +94,7 @@ def do_search(
     if epochs is not None:
         spend = replace(spend, training=replace(spend.training, epochs=_positive("--epochs", epochs)))
     device_profile = load_profile(profile)
-    images = settings.load_data(data)
+    images = settings.load_data(data, report)
     the_space = make_space(space, images.shape, len(images.classes))
     latency = latency_model(the_space, LatencyTable(device_profile))
     chosen = limit_ms is None

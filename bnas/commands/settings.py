@@ -11,6 +11,8 @@ import typer
 
 from bnas.profiles.errors import InputError
 
+from ..console import Progress
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -43,7 +45,7 @@ def parse_limit_ms(text: str) -> float:
     return value
 
 
-def load_data(config: dict) -> ImageSet:
+def load_data(config: dict, report: Progress) -> ImageSet:
     """The images a run's `data` configuration names. Raises InputError if they are no longer the same images."""
     from bnas.search.data import load_images
 
@@ -52,6 +54,7 @@ def load_data(config: dict) -> ImageSet:
         image_size=config["image_size"],
         image_column=config["image_column"],
         label_column=config["label_column"],
+        progress=lambda done, total: report("load", done, total),
     )
     if "fingerprint" in config and images.fingerprint != config["fingerprint"]:
         raise InputError(f"the images of {config['source']!r} changed since this run was started; start a new run")

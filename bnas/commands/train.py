@@ -39,7 +39,7 @@ def do_train(run: runs.Run, accelerator: str, report: Progress) -> dict:
             say(f"train: already finished in {run.folder}")
             return finished
         arch = found_architecture(run)
-        images = settings.load_data(run.config["data"])
+        images = settings.load_data(run.config["data"], report)
         device = settings.pick_device(accelerator)
         splits = {
             name: on_device(getattr(images, name), device, images.mean, images.std)

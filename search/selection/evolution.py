@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from bnas.profiles.errors import InputError
 
 from ..latency import LatencyModel, repair

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import yaml
+
 from bnas.profiles.errors import InputError
 
 FORMAT = 1

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from bnas.profiles.errors import InputError
 from bnas.profiles.workload import Workload
 
