@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from bnas.profiles.errors import InputError
 
 from .graph import BinaryConv, FloatOp, Graph

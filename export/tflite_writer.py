@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from bnas.profiles import atomic
 from bnas.profiles.errors import InputError
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from bnas.profiles import atomic
 
 from .graph import BinaryConv, FloatOp, Graph

@@ -11,8 +11,9 @@ class Recipe:
 
     epochs: int
     batch_size: int = 64
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-2
     weight_decay: float = 1e-4
+    label_smoothing: float = 0.1
     warmup: float = 0.05  # share of the steps
 
     def to_dict(self) -> dict:
@@ -35,7 +36,7 @@ class Budget:
 
 BUDGETS = {
     "smoke": Budget(Recipe(6, 128), 24, 8, 512, Recipe(8)),
-    "default": Budget(Recipe(60, 128), 96, 16, 1024, Recipe(60)),
+    "default": Budget(Recipe(40, 128), 64, 16, 1024, Recipe(40)),
     # SPOS as published: 120 and 240 epochs of batch 1,024; 20 generations of 50; 25,600 calibration images.
     "paper": Budget(Recipe(120, 1024), 1000, 50, 25_600, Recipe(240, 1024)),
 }

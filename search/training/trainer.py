@@ -80,7 +80,8 @@ def fit(
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step, steps)
-        loss = F.cross_entropy(forward(augment(images, generator, **augmentation), step), labels)
+        logits = forward(augment(images, generator, **augmentation), step)
+        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+
 from bnas.export.graph import BinaryConv, FloatOp, Graph, same_pads
 from bnas.export.tflite_file import (
     TfliteFile,

@@ -5,6 +5,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+
 from bnas.export.graph import BinaryConv, FloatOp, Graph, same_pads
 from bnas.export.tflite_file import count_binary_convs, operator_counts, read_metadata
 from bnas.export.tflite_writer import to_tflite, write_tflite

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+
 from bnas.export.graph import BinaryConv, FloatOp, Graph, same_pads
 from bnas.export.twins import float_graph, fp32_twin, int8_twin, optimised_nodes, write_twins
 

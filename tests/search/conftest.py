@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from bnas.profiles.schema import load_profile
 from bnas.profiles.table import LatencyTable
 from bnas.search.latency import LatencyModel, latency_model

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+
 from bnas.profiles.errors import InputError
 from bnas.search.latency import LatencyModel
 from bnas.search.selection.evolution import Trial, evolve, marginal_scores, pareto_front, winner

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from bnas.profiles.errors import InputError
-from bnas.search.latency import LatencyModel, check_limit, median_ms, repair
 from hypothesis import given
 from hypothesis import strategies as st
+
+from bnas.profiles.errors import InputError
+from bnas.search.latency import LatencyModel, check_limit, median_ms, repair
 
 
 def test_the_split_by_decision_equals_the_table(latency: LatencyModel, rng: np.random.Generator) -> None:

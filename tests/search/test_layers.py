@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from bnas.search.binary.blocks import average_channels, repeat_channels
-from bnas.search.binary.layers import BinaryConv2d, RPReLU, same_padding
-from bnas.search.binary.quantizers import ClippedIdentitySign, PolynomialSign, sign
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
+
+from bnas.search.binary.blocks import average_channels, repeat_channels
+from bnas.search.binary.layers import BinaryConv2d, RPReLU, same_padding
+from bnas.search.binary.quantizers import ClippedIdentitySign, PolynomialSign, sign
 
 EDGES = [0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-45, -1e-45, 1.0, -1.0, 0.5, -0.5]
 

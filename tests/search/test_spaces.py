@@ -3,6 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
 from bnas.profiles import cost
 from bnas.profiles.errors import InputError
 from bnas.profiles.schema import load_profile
@@ -11,9 +15,6 @@ from bnas.profiles.workload import Workload
 from bnas.search.binary.layers import BinaryConv2d
 from bnas.search.latency import latency_model
 from bnas.search.spaces import Architecture, ChainSpace, make_space, space_of
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import nn
 
 
 def test_every_operation_stays_in_the_space(space: ChainSpace, rng: np.random.Generator) -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+
 from bnas.search.evaluate import recalibrate
 from bnas.search.spaces import ChainSpace
 from bnas.search.strategies.spos import uniform

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from bnas.profiles.errors import InputError
 from bnas.search import checkpoint
 from bnas.search.augment import DeviceSplit, on_device
