@@ -26,6 +26,7 @@ from . import __version__
 
 FORMAT = 1
 ROOT = Path("runs")
+HALF_WRITTEN = (".*.tmp", ".*.partial.onnx", ".*.partial.tflite")
 
 
 @dataclass(frozen=True)
@@ -136,12 +137,15 @@ def find(run: str | None) -> Run:
 def locked(folder: Path) -> Iterator[None]:
     """Hold the run for this process; the operating system frees it when the process dies.
 
-    Raises InputError if another living process holds it.
+    What killed processes left half-written in it is removed. Raises InputError if another living process holds it.
     """
     from filelock import FileLock, Timeout
 
     try:
         with FileLock(folder / "lock", timeout=0):
+            for pattern in HALF_WRITTEN:
+                for path in folder.glob(pattern):
+                    path.unlink(missing_ok=True)
             yield
     except Timeout:
         raise InputError(
