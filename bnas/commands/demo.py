@@ -54,7 +54,7 @@ def do_demo(restart: bool, report: Progress) -> dict:
         profile.unlink(missing_ok=True)
     with stage("profile"):
         if not _is_ours(profile):
-            do_build(data=data, out=profile, seconds=0.6, networks=12, report=report)
+            do_build(data=data, out=profile, seconds=0.6, networks=10, report=report)
             restart = True  # the run, if any, was guided by another profile
     with stage("search"):
         found = do_search(profile=str(profile), data=data, out=FOLDER, restart=restart, report=report)
