@@ -40,13 +40,16 @@ class Run:
         return self.folder / name
 
     def read(self, name: str) -> dict | None:
-        """The JSON result `name`, None if that stage has not finished. Raises InputError if the file is corrupt."""
+        """The JSON result `name`, None if that stage has not finished. Raises InputError if the file is corrupt.
+
+        Its "run" is where the run lies now: folders are moved, and other commands start elsewhere.
+        """
         path = self.path(name)
         if not path.is_file():
             return None
         try:
-            return json.loads(path.read_text())
-        except ValueError:
+            return {**json.loads(path.read_text()), "run": str(self.folder)}
+        except (ValueError, TypeError, RecursionError):
             raise InputError(f"{path} is not valid JSON; delete it to do that stage again") from None
 
     def write(self, name: str, content: dict) -> None:
@@ -68,7 +71,7 @@ def start(config: dict, name: str, *, out: Path | None, restart: bool) -> Run:
         raise InputError(f"{folder} is a file; choose another folder with --out")
     if (folder / "run.yaml").exists() and restart:
         with locked(folder):
-            for path in folder.iterdir():
+            for path in sorted(folder.iterdir(), key=lambda p: p.name == "run.yaml"):  # last: a kill must leave a run
                 if path.name != "lock":
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
     if (folder / "run.yaml").exists():
@@ -104,7 +107,7 @@ def open_run(folder: Path) -> Run:
         raise InputError(f"{folder} is not a run folder (no run.yaml); make one with: bnas search --profile rtx3080")
     try:
         content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is not valid YAML ({' '.join(str(error).split())}); start again with --restart"
         ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -11,6 +12,9 @@ from bnas.profiles.errors import InputError
 from .. import runs
 from ..console import Progress, output, progress, result, say
 from . import settings
+
+if TYPE_CHECKING:
+    from bnas.profiles.schema import Profile
 
 TWINS = ("fp32", "int8")
 
@@ -39,14 +43,12 @@ def do_bench(
     """Measure; the document of bench.json. For a run it is written there, raw samples included."""
     if device != "local":
         raise InputError(f"--device {device!r} is not supported yet; this version measures on: local")
-    if threads is not None and threads < 1:
-        raise InputError(f"--threads {threads} must be at least 1")
-    if not seconds > 0:
-        raise InputError(f"--seconds {seconds} must be positive")
+    settings.check_measuring(threads, seconds)
+    from bnas.profiles.schema import load_profile
     from bnas.runtime_bench import machine
     from bnas.runtime_bench.compare import bench_files
 
-    run = None
+    run = profile = None
     if target is not None and Path(target).suffix in (".onnx", ".tflite"):
         main = Path(target)
         if not main.is_file():
@@ -60,10 +62,11 @@ def do_bench(
         if not exported:
             raise InputError(f"nothing is exported in {run.folder} yet; do: bnas export {run.folder} --format tflite")
         files = {path.suffix[1:]: path for path in exported} | _twins(exported[0])
+        profile = load_profile(run.path("profile.yaml"))
     counts = [threads] if threads else sorted({1, machine.usable_cores()})
     document = bench_files(files, counts, seconds, report)
-    if run is not None:
-        document = {"run": str(run.folder), **document, "predicted": _predicted(run, document)}
+    if run is not None and profile is not None:
+        document = {"run": str(run.folder), **document, "predicted": _predicted(run, profile, document)}
         run.write("bench.json", document)
     return document
 
@@ -74,13 +77,11 @@ def _twins(path: Path) -> dict[str, Path]:
     return {label: twin for label, twin in candidates.items() if twin.is_file()}
 
 
-def _predicted(run: runs.Run, document: dict) -> dict:
+def _predicted(run: runs.Run, profile: Profile, document: dict) -> dict:
     """The run's prediction and, where it is about this machine and engine, how far the measured median is from it."""
-    from bnas.profiles.schema import load_profile
     from bnas.runtime_bench import machine
 
     found = run.read("search.json") or {}
-    profile = load_profile(run.path("profile.yaml"))
     predicted = {
         "profile": profile.name,
         "ms": found["predicted_ms"],

@@ -105,8 +105,7 @@ def do_build(
         raise InputError(f"--out {out} must end with .yaml")
     if not out.parent.is_dir():
         raise InputError(f"--out {out}: there is no folder {out.parent}; make it first")
-    if threads < 1 or not seconds > 0:
-        raise InputError(f"--threads {threads} and --seconds {seconds} must be positive")
+    settings.check_measuring(threads, seconds)
     if networks != 0 and networks < 5:
         raise InputError(f"--networks {networks} must be 0 (no calibration) or at least 5")
     images = settings.load_data(data, report)

@@ -73,8 +73,8 @@ def do_search(
 ) -> dict:
     """Search without training; the document of search.json, which is only read when the run has already finished."""
     limit_ms = None if max_latency is None else settings.parse_limit_ms(max_latency)
-    if seed < 0:
-        raise InputError(f"--seed {seed} must not be negative")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"--seed {seed} must be from 0 to {2**32 - 1}")
     from bnas.profiles.schema import load_profile, save_profile
     from bnas.profiles.table import LatencyTable, format_ms, predict
     from bnas.search.augment import default_augmentation, on_device
@@ -93,6 +93,7 @@ def do_search(
         spend = replace(spend, evaluations=_positive("--evaluations", evaluations))
     if epochs is not None:
         spend = replace(spend, training=replace(spend.training, epochs=_positive("--epochs", epochs)))
+    device = settings.pick_device(accelerator)
     device_profile = load_profile(profile)
     images = settings.load_data(data, report)
     the_space = make_space(space, images.shape, len(images.classes))
@@ -116,7 +117,6 @@ def do_search(
             return finished
         say(f"search: {the_space.id} ({the_space.size:,} architectures), limit {format_ms(limit)} in {run.folder}")
         save_profile(device_profile, run.path("profile.yaml"))
-        device = settings.pick_device(accelerator)
         found = STRATEGIES[strategy].search(
             SearchTask(
                 latency=latency,

@@ -45,6 +45,16 @@ def parse_limit_ms(text: str) -> float:
     return value
 
 
+def check_measuring(threads: int | None, seconds: float) -> None:
+    """Raises InputError unless this machine has the threads (None: not asked for) and the time is a time."""
+    from bnas.runtime_bench.machine import usable_cores
+
+    if threads is not None and not 1 <= threads <= usable_cores():
+        raise InputError(f"--threads {threads} must be from 1 to {usable_cores()}, the cores of this machine")
+    if not 0 < seconds < math.inf:
+        raise InputError(f"--seconds {seconds} must be positive and finite")
+
+
 def load_data(config: dict, report: Progress) -> ImageSet:
     """The images a run's `data` configuration names. Raises InputError if they are no longer the same images."""
     from bnas.search.data import load_images
@@ -67,7 +77,7 @@ def data_config(source: str, image_size: int | None, image_column: str | None, l
         raise InputError(f"--image-size {image_size} must be at least 1 pixel")
     path = Path(source)
     return {
-        "source": str(path.resolve()) if path.exists() and source != "digits" else source,
+        "source": str(path.resolve()) if path.exists() and source not in ("digits", "") else source,
         "image_size": image_size,
         "image_column": image_column,
         "label_column": label_column,

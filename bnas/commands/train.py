@@ -35,7 +35,7 @@ def do_train(run: runs.Run, accelerator: str, report: Progress) -> dict:
     from bnas.search.training.recipes import Recipe
 
     with runs.locked(run.folder):
-        if (finished := run.read("train.json")) is not None:
+        if (finished := run.read("train.json")) is not None and run.path("model.safetensors").is_file():
             say(f"train: already finished in {run.folder}")
             return finished
         arch = found_architecture(run)
