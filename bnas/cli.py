@@ -78,8 +78,8 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of typer, whose classes are not public
             text = " ".join(error.format_message().split())
-            if hasattr(error.__cause__, "errors"):  # of pydantic; typer's text leaves out what was typed
-                text += f", got {error.__cause__.errors()[0]['input']!r}"
+            if details := getattr(error.__cause__, "errors", None):  # pydantic's; typer leaves out what was typed
+                text += f", got {details()[0]['input']!r}"
             return _fail(f"{text} (see --help)", 2) if text else 2  # no text: help was printed
         if any(reason in str(error) for reason in FULL_DATABASE):
             return _fail("no space left to write the search database; free some, and the same command continues", 1)
