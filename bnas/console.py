@@ -80,13 +80,16 @@ def progress() -> Iterator[Progress]:
 def _lines(every_s: float = 10.0) -> Progress:
     started: dict[str, float] = {}
     printed: dict[str, float] = {}
+    finished: set[str] = set()
 
     def report(stage: str, done: int, total: int) -> None:
         now = time.monotonic()
         start = started.setdefault(stage, now)
-        if done < total and now - printed.setdefault(stage, now) < every_s:
+        if stage in finished or (done < total and now - printed.setdefault(stage, now) < every_s):
             return
         printed[stage] = now
+        if done >= total:
+            finished.add(stage)
         left = (now - start) / max(done, 1) * (total - done)
         ending = f"{now - start:.1f} s" if done >= total else f"{left:.0f} s left"
         errors.print(f"{stage}: {done}/{total}, {ending}", markup=False)

@@ -99,6 +99,7 @@ def run_interleaved(
     runs: Mapping[str, Run],
     *,
     max_seconds: float = 5.0,
+    min_rounds: int = 1,
     enough: Callable[[Mapping[str, Sequence[int]]], bool] | None = None,
     engines: Mapping[str, str] | None = None,
     threads: int = 1,
@@ -109,7 +110,7 @@ def run_interleaved(
 
     A round gives each of them 2 untimed and 5 timed runs, in alternating order. Rounds go on until `max_seconds`
     (warm-up included), for at most 1000 rounds, or until `enough`, asked every 12 rounds, is content with the samples
-    in ns. One round is always made. `on_round` gets the seconds passed; `engines` names what ran each callable.
+    in ns. `min_rounds` are made in any case. `on_round` gets the seconds passed, `engines` names what ran.
     """
     samples: dict[str, list[int]] = {name: [] for name in runs}
     order = list(runs)
@@ -124,6 +125,8 @@ def run_interleaved(
             seconds = time.perf_counter() - started
             if on_round:
                 on_round(seconds)
+            if number < min_rounds:
+                continue
             if seconds >= max_seconds or (enough and number % MIN_ROUNDS == 0 and enough(samples)):
                 break
     engines = engines or {}

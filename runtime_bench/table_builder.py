@@ -2,10 +2,10 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,8 +19,10 @@ from .measure import Measurement, Run, measure, median_deviation, run_interleave
 
 FLOOR_MS = 1e-4  # the clock resolves no less: a unit that costs no more than the empty graph is still not free
 REL_DEV = 0.005  # standard error at which a cost is known well enough, relative to it
-FORMAT = 1
+PASSES = 3  # everything is measured three times, seconds to minutes apart, and the middle result is kept
+FORMAT = 2
 
+T = TypeVar("T")
 Model = bytes | Path
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
@@ -37,31 +39,28 @@ def build_rows(
     """One measured row per workload, in the order given; `units` must hold the model of FIXED, an empty graph.
 
     A unit costs t(unit model) - t(empty graph), the two timed in turns so that drift cancels, and at least FLOOR_MS;
-    the row of FIXED is the empty graph itself. Units are measured in a shuffled order, so that drift cannot pass for a
-    trend over the space. After each row `partial_path` holds all rows so far; a later call on the same machine, engine
-    and thread count takes them from there. The caller removes it.
+    the row of FIXED is the empty graph itself. All units are measured in PASSES rounds, each in another shuffled order,
+    and of a unit's rows the one with the middle cost is kept: a burst of other work on the machine spoils one round,
+    and drift cannot pass for a trend over the space. Each row rests on at least 30 samples. After each measurement
+    `partial_path` holds all so far; a later call on the same machine, engine and thread count takes them from there.
+    The caller removes it.
     """
     models = {workload: model for workload, model in units}
     if FIXED not in models:
         raise ValueError("build_rows needs the model of the FIXED workload, which every unit is compared with")
     key = _key(threads)
     done = _read_partial(partial_path, key)
-    missing = [workload for workload in models if workload.key not in done]
-    left = [missing[i] for i in np.random.default_rng(seed).permutation(len(missing))]
-    empty = _call(models[FIXED], threads, seed)
-    for number, workload in enumerate(left, start=len(models) - len(left) + 1):
-        if workload == FIXED:
-            row = _row(workload, measure(empty, max_seconds=seconds_per_row, rel_dev=REL_DEV), offset_ms=0.0)
-        else:
-            runs = {"empty": empty, "unit": _call(models[workload], threads, seed)}
-            times = run_interleaved(runs, max_seconds=seconds_per_row, enough=_cost_is_known)
-            row = _row(workload, times["unit"], offset_ms=times["empty"].p50_ms)
-        done[workload.key] = row
-        if partial_path:
-            _write_partial(partial_path, key, done)
+    calls = {workload: _call(model, threads, seed) for workload, model in models.items()}
+    seconds = seconds_per_row / PASSES
+    for number, (turn, workload) in enumerate(_turns(list(models), seed), start=1):
+        taken = done.setdefault(workload.key, [])
+        if len(taken) <= turn:
+            taken.append(_measured_row(workload, calls[workload], calls[FIXED], seconds))
+            if partial_path:
+                _write_partial(partial_path, key, done)
         if progress:
-            progress("measure", number, len(models))
-    return [done[workload.key] for workload in models]
+            progress("measure", number, PASSES * len(models))
+    return [_middle(done[workload.key]) for workload in models]
 
 
 def measure_networks(
@@ -72,14 +71,36 @@ def measure_networks(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[float]:
-    """Median ms of every whole network, in the order given; measured in a shuffled order, at most `seconds` each."""
-    medians = [0.0] * len(models)
-    for done, index in enumerate(np.random.default_rng(seed).permutation(len(models)), start=1):
-        run = _call(models[index], threads, seed)
-        medians[index] = measure(run, max_seconds=seconds, rel_dev=REL_DEV).median_ms
+    """Median ms of every whole network, in the order given: the middle one of PASSES, at most `seconds` in all each."""
+    calls = [_call(model, threads, seed) for model in models]
+    medians: list[list[float]] = [[] for _ in models]
+    for done, (_, index) in enumerate(_turns(list(range(len(models))), seed), start=1):
+        taken = measure(calls[index], min_samples=10, max_seconds=seconds / PASSES, rel_dev=REL_DEV)
+        medians[index].append(taken.median_ms)
         if progress:
-            progress("calibrate", done, len(models))
-    return medians
+            progress("calibrate", done, PASSES * len(models))
+    return [float(np.median(taken)) for taken in medians]
+
+
+def _turns(items: list[T], seed: int) -> Iterator[tuple[int, T]]:
+    """Every item once in each of PASSES rounds, as (round, item); each round in a shuffled order of its own."""
+    rng = np.random.default_rng(seed)
+    for turn in range(PASSES):
+        for index in rng.permutation(len(items)):
+            yield turn, items[index]
+
+
+def _measured_row(workload: Workload, unit: Run, empty: Run, seconds: float) -> Row:
+    if workload == FIXED:
+        return _row(workload, measure(empty, min_samples=10, max_seconds=seconds, rel_dev=REL_DEV), offset_ms=0.0)
+    times = run_interleaved({"empty": empty, "unit": unit}, max_seconds=seconds, min_rounds=2, enough=_cost_is_known)
+    return _row(workload, times["unit"], offset_ms=times["empty"].p50_ms)
+
+
+def _middle(rows: list[Row]) -> Row:
+    """The row with the middle cost, credited with the samples of all."""
+    middle = sorted(rows, key=lambda row: row.p50_ms)[len(rows) // 2]
+    return middle.model_copy(update={"count": sum(row.count for row in rows)})
 
 
 def _call(model: Model, threads: int, seed: int) -> Run:
@@ -108,17 +129,20 @@ def _key(threads: int) -> dict[str, Any]:
     }
 
 
-def _read_partial(path: Path | None, key: dict[str, Any]) -> dict[str, Row]:
-    """The rows by workload key; none if the file is absent, unreadable or of another machine, engine or version."""
+def _read_partial(path: Path | None, key: dict[str, Any]) -> dict[str, list[Row]]:
+    """The rows so far by workload key; none if the file is absent, unreadable or of another machine or version."""
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path else {}
         if found.get("format") != FORMAT or found.get("key") != key:
             return {}
-        return {row.workload: row for row in map(Row.model_validate, found["rows"])}
+        done: dict[str, list[Row]] = {}
+        for row in map(Row.model_validate, found["rows"]):
+            done.setdefault(row.workload, []).append(row)
+        return done
     except (OSError, ValueError, AttributeError, LookupError, TypeError):
         return {}
 
 
-def _write_partial(path: Path, key: dict[str, Any], rows: dict[str, Row]) -> None:
-    document = {"format": FORMAT, "key": key, "rows": [row.model_dump() for row in rows.values()]}
+def _write_partial(path: Path, key: dict[str, Any], rows: dict[str, list[Row]]) -> None:
+    document = {"format": FORMAT, "key": key, "rows": [row.model_dump() for taken in rows.values() for row in taken]}
     atomic.write_text(path, json.dumps(document))

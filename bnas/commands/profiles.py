@@ -144,7 +144,7 @@ def do_build(
 
 
 def _calibrate(space: ChainSpace, measured: Profile, networks: int, seconds: float, report: Progress) -> Calibration:
-    """Fit the whole-network estimate on random networks (fastest and slowest among them), exported and measured."""
+    """Fit the whole-network estimate to random networks, exported and measured."""
     import numpy as np
     import torch
 
@@ -156,12 +156,7 @@ def _calibrate(space: ChainSpace, measured: Profile, networks: int, seconds: flo
     from bnas.runtime_bench.table_builder import measure_networks
 
     rng = np.random.default_rng(0)
-    sizes = [[len(layer.workloads(c)) for c in layer.decision.candidates] for layer in space.layers]
-    ends = [
-        space.architecture([int(np.argmin(s)) for s in sizes]),
-        space.architecture([int(np.argmax(s)) for s in sizes]),
-    ]
-    archs = (ends + [space.random(rng) for _ in range(networks)])[:networks]
+    archs = [space.random(rng) for _ in range(networks)]
     models = []
     for done, arch in enumerate(archs):
         with torch.random.fork_rng(devices=[]):
