@@ -5,7 +5,7 @@
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import typer
 
@@ -81,12 +81,18 @@ def run(arguments: Sequence[str]) -> int:
             if details := getattr(error.__cause__, "errors", None):  # pydantic's; typer leaves out what was typed
                 text += f", got {details()[0]['input']!r}"
             return _fail(f"{text} (see --help)", 2) if text else 2  # no text: help was printed
-        if any(reason in str(error) for reason in FULL_DATABASE):
+        if any(reason in str(cause) for cause in _causes(error) for reason in FULL_DATABASE):
             return _fail("no space left to write the search database; free some, and the same command continues", 1)
         if os.environ.get("BNAS_TRACEBACK"):
             raise
         text = " ".join(str(error).split()) or "no message"
         return _fail(f"{type(error).__name__}: {text} (BNAS_TRACEBACK=1 shows where)", 1)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _fail(message: str, code: int) -> int:

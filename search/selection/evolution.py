@@ -55,7 +55,7 @@ def evolve(
     score(indices) -> accuracy; asked once per architecture. Raises InputError if `path` is not such a file.
     """
     import optuna
-    from sqlalchemy.exc import DatabaseError
+    from sqlalchemy.exc import DatabaseError, OperationalError
 
     logging.getLogger("optuna").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -93,6 +93,8 @@ def evolve(
         study = optuna.create_study(
             storage=storage, study_name="search", directions=["maximize", "minimize"], load_if_exists=True
         )
+    except OperationalError:  # the disk is full, not the file bad
+        raise
     except DatabaseError as error:
         raise InputError(f"{path} is not a search database ({error.orig}); delete it to search again") from None
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):

@@ -67,8 +67,13 @@ def finished(documents: dict[str, Any], tmp_path: Path) -> Path:
     return run
 
 
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Everything under `folder`, hidden or not; None stands for a folder."""
+    return {str(p): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
 class Failure:
-    """Runs commands inside this process that must fail, and says how."""
+    """Runs commands inside this process that must fail, and says how; they may leave nothing behind."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self.capsys = capsys
@@ -76,8 +81,10 @@ class Failure:
     def __call__(self, *arguments: object, code: int = 2) -> str:
         """The one line on stderr that begins with `error: `; nothing may be on stdout."""
         self.capsys.readouterr()
+        before = contents(Path())
         assert cli.run([str(a) for a in arguments]) == code
         out, err = self.capsys.readouterr()
+        assert contents(Path()) == before
         assert out == ""
         lines = [line for line in err.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1 and err.endswith(f"{lines[0]}\n"), err
