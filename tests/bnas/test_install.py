@@ -1,0 +1,76 @@
+"""The base install: what a Raspberry Pi gets, which only times networks that were made elsewhere."""
+
+import json
+import os
+import subprocess
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NO_NETWORK = ("Temporary failure in name resolution", "Failed to establish a new connection", "Network is unreachable")
+EXTRAS = ("torch", "tensorflow", "larq_compute_engine", "optuna", "sklearn", "pyarrow", "PIL", "plotly", "datasets")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment that holds `pip install .` and nothing else."""
+    folder = tmp_path_factory.mktemp("base")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    done = subprocess.run([python, "-m", "pip", "install", "--quiet", ROOT], capture_output=True, text=True)
+    if any(reason in done.stderr for reason in NO_NETWORK):
+        missing = pytest.fail if os.environ.get("BNAS_REQUIRE_ALL") == "1" else pytest.skip
+        missing("needs a network to install from")
+    assert done.returncode == 0, done.stderr
+    return python
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A file with one of our operators, made by this environment."""
+    from bnas.export.units import unit_model
+    from bnas.profiles.workload import Workload
+
+    workload = Workload("binary_conv", 1, 64, 64, 8, 8, kernel=3, epilogue=("residual", "prelu"))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(unit_model(workload).SerializeToString())
+    return path
+
+
+def run(python: Path, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    return subprocess.run([python, *map(str, arguments)], cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def test_brings_neither_torch_nor_tensorflow(python: Path, tmp_path: Path) -> None:
+    code = f"from importlib.util import find_spec; print([m for m in {EXTRAS} if find_spec(m)])"
+    assert run(python, "-c", code, cwd=tmp_path).stdout == "[]\n"
+    assert run(python, "-m", "pip", "check", cwd=tmp_path).returncode == 0
+
+
+def test_times_a_network(python: Path, model: Path, tmp_path: Path) -> None:
+    assert "Example: bnas search" in run(python, "-m", "bnas", "--help", cwd=tmp_path).stdout
+    done = subprocess.run(
+        [python.with_name("bnas"), "bench", model, "--seconds", "0.2"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "function-float" in done.stdout, done.stderr
+    done = run(python, "-m", "bnas", "bench", "model.onnx", "--threads", 1, "--seconds", 0.2, "--json", cwd=tmp_path)
+    (row,) = json.loads(done.stdout)["results"]
+    assert row["engine"] == "function-float" and row["p50_ms"] > 0 and row["bytes"] == model.stat().st_size
+
+
+def test_reads_profiles(python: Path, tmp_path: Path) -> None:
+    assert json.loads(run(python, "-m", "bnas", "profiles", "list", "--json", cwd=tmp_path).stdout)["profiles"]
+
+
+def test_names_what_a_command_lacks(python: Path, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.tflite").write_bytes(b"\x1c\0\0\0TFL3" + bytes(100))
+    for arguments in (("search", "--profile", "rtx3080"), ("bench", "net.tflite")):
+        done = run(python, "-m", "bnas", *arguments, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1, done.stderr
+        assert done.stderr.startswith("error: ") and "pip install 'bnas[" in done.stderr, done.stderr
+    assert not (tmp_path / "runs").exists()
