@@ -298,23 +298,29 @@ def test_full_disk(
 
 def test_full_disk_of_its_own(tiny: tuple[str, ...], tmp_path: Path) -> None:
     """A real one, 5 MB large, which then grows."""
+    arguments = ["search", *tiny, "--no-train", "--out", "disk/run"]
     if not shutil.which("unshare"):
         missing = pytest.fail if os.environ.get("BNAS_REQUIRE_ALL") == "1" else pytest.skip
         missing("needs the system package util-linux")
     if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
         pytest.skip("needs the right to mount")
     (tmp_path / "disk").mkdir()
-    command = " ".join([sys.executable, "-m", "bnas", "search", *tiny, "--no-train", "--out", "disk/run"])
-    script = f"""
-        mount -t tmpfs -o size=5m none disk || exit 77
-        {command}; echo "code $?"
-        ls -A disk/run
-        mount -o remount,size=100m disk
-        {command} >/dev/null; echo "code $?"
+    code = f"""if True:
+        import os, subprocess, sys
+        from bnas import cli
+        mount = ["mount", "-t", "tmpfs", "none", "disk", "-o"]
+        if subprocess.run([*mount, "size=5m"]).returncode:
+            sys.exit(77)
+        print("code", cli.run({arguments!r}), sorted(os.listdir("disk/run")))
+        subprocess.run([*mount, "remount,size=100m"], check=True)
+        print("code", cli.run({[*arguments, "--json"]!r}))
     """
-    done = subprocess.run(["unshare", "-m", "sh", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        ["unshare", "-m", sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600
+    )
     if done.returncode == 77:
         pytest.skip("needs the right to mount")
-    assert done.stdout.split("\n") == ["code 1", "lock", "profile.yaml", "run.yaml", "code 0", ""], done.stderr
+    first, *_, last = done.stdout.splitlines()
+    assert (first, last) == ("code 1 ['lock', 'profile.yaml', 'run.yaml']", "code 0"), done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "no space left to write disk/run/supernet.safetensors" in errors[0]

@@ -75,7 +75,7 @@ def test_json_of_the_whole_path(documents: dict[str, Any]) -> None:
     search, train, export, bench = (documents[name] for name in ("search", "train", "export", "bench"))
     run = documents["cwd"] / search["run"]
     assert re.fullmatch(r"runs/rtx3080-tiny-spos-[0-9a-f]{8}", search["run"])
-    assert search["predicted_ms"] <= search["limit_ms"] and len(search["trials"]) == 10 and "train" not in search
+    assert search["predicted_ms"] <= search["limit_ms"] and len(search["trials"]) == 10
     assert "median of 200" in search["limit_source"] and "±" in search["prediction"]
     assert train["architecture"] == search["architecture"] and train["test_images"] == 360
     assert 0.3 < train["test_accuracy"] <= 1 and len(train["losses"]) == 2
@@ -109,6 +109,13 @@ def test_a_finished_run_is_printed_not_made_again(
     here = {"run": "finished"}
     assert json.loads(done.stdout) == documents["search"] | here | {"train": documents["train"] | here}
     assert state(finished) == before
+
+
+@pytest.mark.parametrize("command", ["train", "report", "bench"])
+def test_json_is_all_there_is_on_stdout(command: str, finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    more = ("--threads", "1", "--seconds", "0.1") if command == "bench" else ()
+    assert cli.run([command, str(finished), *more, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["run"] == str(finished)
 
 
 def test_a_run_is_found_by_folder_by_name_and_by_being_newest(
@@ -185,8 +192,8 @@ def test_works_without_a_home_and_without_a_network(
     """The environment holds nothing but a home that is not there and proxies that lead nowhere."""
     nowhere = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
     env = {"HOME": "/nonexistent", "OMP_NUM_THREADS": "1", **nowhere}
-    arguments = ("search", "--profile", "rtx3080", "--budget", "smoke", "--supernet-epochs", "1", "--evaluations", "2")
-    done = command(*arguments, "--epochs", "1", "--json", cwd=tmp_path, env=env)
+    arguments = ("search", "--profile", "rtx3080", "--supernet-epochs", "1", "--evaluations", "2", "--no-train")
+    done = command(*arguments, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     done = command("bench", documents["cwd"] / documents["export"]["path"], "--seconds", "0.1", cwd=tmp_path, env={})
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,22 +49,21 @@ def killed(points: Iterable[tuple[object, ...]], *arguments: str, cwd: Path) -> 
     assert done.returncode == 0, done.stderr
 
 
-def results(run: Path) -> dict[str, bytes]:
+def results(cwd: Path) -> dict[str, bytes]:
+    """What the only run in `cwd` came to."""
+    (run,) = (cwd / "runs").iterdir()
     return {name: (run / name).read_bytes() for name in RESULTS}
 
 
 @pytest.fixture(scope="module")
 def search(tiny: tuple[str, ...]) -> tuple[str, ...]:
-    return ("search", *tiny, "--out", "run")
+    return ("search", *tiny)
 
 
 @pytest.fixture(scope="module")
-def whole(search: tuple[str, ...], command: Command, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The results of the run nobody killed."""
-    cwd = tmp_path_factory.mktemp("whole")
-    done = command(*search, cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    return results(cwd / "run")
+def whole(documents: dict[str, Any]) -> dict[str, bytes]:
+    """The results of the same command when nobody kills it."""
+    return results(documents["cwd"])
 
 
 def test_killed_everywhere_in_turn(
@@ -72,8 +72,8 @@ def test_killed_everywhere_in_turn(
     killed(KILLS.values(), *search, cwd=tmp_path)
     done = command(*search, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert results(tmp_path / "run") == whole
-    assert [p.name for p in (tmp_path / "run").iterdir() if p.name.startswith(".")] == []
+    assert results(tmp_path) == whole
+    assert list(tmp_path.glob("runs/*/.*")) == []
     found, trained = (json.loads(whole[name]) for name in ("search.json", "train.json"))
     assert len(found["trials"]) == 10 and trained["architecture"] == found["architecture"]
 
@@ -85,4 +85,4 @@ def test_killed_once(
 ) -> None:
     killed([KILLS[name]], *search, cwd=tmp_path)
     assert command(*search, cwd=tmp_path).returncode == 0
-    assert results(tmp_path / "run") == whole
+    assert results(tmp_path) == whole
