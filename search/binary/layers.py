@@ -16,7 +16,7 @@ def same_padding(size: int, kernel: int, stride: int, dilation: int = 1) -> tupl
 
 
 class ShiftedPReLU(torch.autograd.Function):
-    """prelu(x - shift_in; slope) + shift_out for training, faster on the CPU than three operators (benchmarks/training.py).
+    """prelu(x - shift_in; slope) + shift_out for training: faster on the CPU (benchmarks/training.py).
 
     With n = min(x - shift_in, 0): y = (x - shift_in) + (slope - 1) n + shift_out. The backward pass is made of
     differentiable operations on saved tensors, so double backward works.
