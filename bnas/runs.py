@@ -11,7 +11,6 @@ bench.json             what `bnas bench` measured, raw samples included
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,10 @@ from . import __version__
 
 FORMAT = 1
 ROOT = Path("runs")
+OWN = (
+    *("search.json", "trials.db*", "supernet.safetensors", "architecture.yaml", "profile.yaml", "train.json"),
+    *("training.safetensors", "model.*", "export-*.json", "bench.json", "report.*", "run.yaml"),
+)
 HALF_WRITTEN = (".*.tmp", ".*.partial.onnx", ".*.partial.tflite")
 
 
@@ -71,9 +74,9 @@ def start(config: dict, name: str, *, out: Path | None, restart: bool) -> Run:
         raise InputError(f"{folder} is a file; choose another folder with --out")
     if (folder / "run.yaml").exists() and restart:
         with locked(folder):
-            for path in sorted(folder.iterdir(), key=lambda p: p.name == "run.yaml"):  # last: a kill must leave a run
-                if path.name != "lock":
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for pattern in OWN:  # what else lies here is the user's; run.yaml goes last: a kill must leave a run
+                for path in folder.glob(pattern):
+                    path.unlink()
     if (folder / "run.yaml").exists():
         run = open_run(folder)
         if differing := _differing(run.config, config):

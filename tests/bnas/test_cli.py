@@ -142,11 +142,12 @@ def test_another_configuration_is_refused_key_by_key(
 
 
 def test_restart_throws_the_old_run_away(finished: Path, tiny: tuple[str, ...], tmp_path: Path) -> None:
-    (finished / "left").mkdir()
+    (finished / "mine.txt").write_text("notes of the user stay")
     command = ["search", *tiny, "--out", str(finished), "--seed", "5", "--no-train", "--restart"]
     assert cli.run(command) == 0
     assert {p.name for p in finished.iterdir()} == {
-        "run.yaml", "lock", "profile.yaml", "supernet.safetensors", "trials.db", "architecture.yaml", "search.json",
+        "run.yaml", "lock", "mine.txt", "profile.yaml", "supernet.safetensors", "trials.db", "architecture.yaml",
+        "search.json",
     }  # fmt: skip
     assert runs.open_run(finished).config["seed"] == 5
 
