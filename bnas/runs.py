@@ -51,9 +51,12 @@ class Run:
         if not path.is_file():
             return None
         try:
-            return {**json.loads(path.read_text()), "run": str(self.folder)}
-        except (ValueError, TypeError, RecursionError):
-            raise InputError(f"{path} is not valid JSON; delete it to do that stage again") from None
+            content = json.loads(path.read_text())
+        except (ValueError, RecursionError):
+            content = None
+        if not isinstance(content, dict) or "run" not in content:
+            raise InputError(f"{path} is not what bnas wrote; delete it to do that stage again")
+        return {**content, "run": str(self.folder)}
 
     def write(self, name: str, content: dict) -> None:
         atomic.write_text(self.path(name), json.dumps(content, indent=2) + "\n")

@@ -71,12 +71,15 @@ def do_train(run: runs.Run, accelerator: str, report: Progress) -> dict:
 
 def found_architecture(run: runs.Run) -> Architecture:
     """Raises InputError if the search of this run has not finished."""
-    from bnas.search.spaces import Architecture
+    from bnas.search.spaces import Architecture, space_of
 
     path = run.path("architecture.yaml")
     if run.read("search.json") is None or not path.is_file():
         raise InputError(f"the search in {run.folder} has not finished; repeat the bnas search command to continue it")
-    return Architecture.from_yaml(path.read_text(), str(path))
+    arch = Architecture.from_yaml(path.read_text(), str(path))
+    if not space_of(arch.space).contains(arch):
+        raise InputError(f"{path} is not what the search wrote; delete {run.path('search.json')} and search again")
+    return arch
 
 
 def _show(document: dict) -> None:
