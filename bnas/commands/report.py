@@ -85,7 +85,7 @@ def write_page(document: dict, path: Path) -> None:
     if trained:
         facts.append(("test accuracy", f"{trained['test_accuracy']:.2%} of {trained['test_images']} images"))
     for row in document.get("bench", {}).get("results", []):
-        label = f"{row['label']}, {row['threads']} threads, {row['engine']}"
+        label = f"{row['label']}, {row['threads']} thread{'s' * (row['threads'] > 1)}, {row['engine']}"
         facts.append((label, f"{format_ms(row['p50_ms'])} (p90 {format_ms(row['p90_ms'])})"))
     rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in facts)
     atomic.write_text(
