@@ -57,13 +57,14 @@ FULL_DATABASE = ("database or disk is full", "disk I/O error")  # SQLite's words
 def run(arguments: Sequence[str]) -> int:
     """Run one command; the exit code. Nothing but the commands' own output and one line per error is printed."""
     try:
-        return app(list(arguments), standalone_mode=False) or 0
+        code = app(list(arguments), standalone_mode=False) or 0
+        return _interrupted() if code == 130 else code
     except InputError as error:
         return _fail(str(error), 2)
-    except typer.Exit as error:
-        return error.exit_code
+    except typer.Exit as error:  # typer turns Ctrl-C into an exit with 130
+        return _interrupted() if error.exit_code == 130 else error.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        return _fail("interrupted; the same command continues where it stopped", 130)
+        return _interrupted()
     except ModuleNotFoundError as error:
         if os.environ.get("BNAS_TRACEBACK"):
             raise
@@ -87,6 +88,10 @@ def run(arguments: Sequence[str]) -> int:
             raise
         text = " ".join(str(error).split()) or "no message"
         return _fail(f"{type(error).__name__}: {text} (BNAS_TRACEBACK=1 shows where)", 1)
+
+
+def _interrupted() -> int:
+    return _fail("interrupted; the same command continues where it stopped", 130)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

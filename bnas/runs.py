@@ -22,12 +22,15 @@ from bnas.profiles import atomic
 from bnas.profiles.errors import InputError
 
 from . import __version__
+from .console import say
 
 FORMAT = 1
 ROOT = Path("runs")
-OWN = (
-    *("search.json", "trials.db*", "supernet.safetensors", "architecture.yaml", "profile.yaml", "train.json"),
-    *("training.safetensors", "model.*", "export-*.json", "bench.json", "report.*", "run.yaml"),
+OWN = (  # run.yaml last: a kill while restarting must leave a run
+    *("search.json", "trials.db", "trials.db-journal", "supernet.safetensors", "architecture.yaml", "profile.yaml"),
+    *("train.json", "training.safetensors", "model.safetensors", "export-onnx.json", "export-tflite.json"),
+    *("model.onnx", "model.tflite", "model.fp32.onnx", "model.int8.onnx", "bench.json", "report.json", "report.html"),
+    "run.yaml",
 )
 HALF_WRITTEN = (".*.tmp", ".*.partial.onnx", ".*.partial.tflite")
 
@@ -75,11 +78,12 @@ def start(config: dict, name: str, *, out: Path | None, restart: bool) -> Run:
     folder = out or ROOT / f"{name}-{config_hash(config)}"
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; choose another folder with --out")
-    if (folder / "run.yaml").exists() and restart:
+    left = [folder / name for name in OWN if (folder / name).exists()]
+    if left and restart:
         with locked(folder):
-            for pattern in OWN:  # what else lies here is the user's; run.yaml goes last: a kill must leave a run
-                for path in folder.glob(pattern):
-                    path.unlink()
+            for path in left:  # what else lies here is the user's
+                path.unlink()
+        left = []
     if (folder / "run.yaml").exists():
         run = open_run(folder)
         if differing := _differing(run.config, config):
@@ -89,6 +93,11 @@ def start(config: dict, name: str, *, out: Path | None, restart: bool) -> Run:
             )
         (folder / "run.yaml").touch()
         return run
+    if left:
+        raise InputError(
+            f"{folder} holds {left[0].name} of a run, but no run.yaml; choose another folder with --out, "
+            "or throw that run away with --restart"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     content = {"format": FORMAT, "bnas": __version__, "hash": config_hash(config), "config": config}
     atomic.write_text(folder / "run.yaml", yaml.safe_dump(content, sort_keys=False))
@@ -132,6 +141,7 @@ def find(run: str | None) -> Run:
         found = sorted(ROOT.glob("*/run.yaml"), key=lambda p: p.stat().st_mtime_ns)
         if not found:
             raise InputError(f"there is no run under {ROOT}/; make one with: bnas search --profile rtx3080")
+        say(f"run: {found[-1].parent} (the newest)")
         return open_run(found[-1].parent)
     folder = Path(run)
     if not folder.exists() and (ROOT / run).exists():

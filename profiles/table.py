@@ -1,11 +1,11 @@
 """`LatencyTable`: workload -> ms with provenance, and the prediction for a whole network."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
 from .errors import InputError
-from .schema import Profile, Row, Source
+from .schema import Profile, Source
 from .workload import FIXED, Workload
 
 TRUST: tuple[str, ...] = get_args(Source)  # best first
@@ -93,12 +93,6 @@ class LatencyTable:
 def predict(profile: Profile, workloads: Sequence[Workload]) -> Prediction:
     """The prediction for one network; to ask often, keep a `LatencyTable`."""
     return LatencyTable(profile).predict(workloads)
-
-
-def sum_rows(rows: Iterable[Row], workloads: Sequence[Workload]) -> float:
-    """Sum of the units' rows in ms, without the graph's fixed cost: what a calibration starts from."""
-    ms = {Workload.from_key(row.workload): row.p50_ms for row in rows}
-    return sum(ms[workload] for workload in workloads if workload != FIXED)
 
 
 def format_ms(ms: float) -> str:

@@ -42,7 +42,7 @@ def bench_files(
     for count in counts:
         engines = {label: open_engine(path, count) for label, path in files.items()}
         runs = {label: engine.call(np.random.default_rng(seed)) for label, engine in engines.items()}
-        first_run_ms = {label: _once_ms(run) for label, run in runs.items()}
+        first_run_ms = {label: _first_run_ms(run, files[label]) for label, run in runs.items()}
         times = run_interleaved(
             runs,
             max_seconds=seconds,
@@ -106,7 +106,10 @@ def _file(path: Path, engine: Engine) -> dict[str, Any]:
     }
 
 
-def _once_ms(run: Callable[[], object]) -> float:
+def _first_run_ms(run: Callable[[], object], path: Path | str) -> float:
     started = perf_counter()
-    run()
+    try:
+        run()
+    except Exception as error:  # a runtime's own error, of whatever class: the file does not take random inputs
+        raise InputError(f"{path} does not run on random inputs: {' '.join(str(error).split())[:150]}") from None
     return 1e3 * (perf_counter() - started)

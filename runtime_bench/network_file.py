@@ -77,7 +77,7 @@ def check_images(x: np.ndarray, shapes: Sequence[tuple[int, ...]], where: str) -
 
 
 def random_tensor(shape: tuple[int, ...], dtype: np.dtype, rng: np.random.Generator) -> np.ndarray:
-    """Standard normal floats or small integers."""
+    """Standard normal floats, or 0 and 1 as integers: indices that any table has."""
     if dtype.kind == "f":
         return rng.standard_normal(shape).astype(dtype)
-    return rng.integers(0, 100, shape).astype(dtype)
+    return rng.integers(0, 2, shape).astype(dtype)

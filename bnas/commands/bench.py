@@ -49,11 +49,9 @@ def do_bench(
     from bnas.runtime_bench.compare import bench_files
 
     run = profile = None
-    if target is not None and Path(target).suffix in (".onnx", ".tflite"):
-        main = Path(target)
-        if not main.is_file():
-            raise InputError(f"there is no file {target}")
-        files = {main.suffix[1:]: main, **_twins(main)}
+    main = Path(target or "")
+    if main.is_file() or main.suffix.lower() in (".onnx", ".tflite"):
+        files = {main.suffix[1:].lower() or main.name: main, **_twins(main)}
     else:
         run = runs.find(target)
         exported = [

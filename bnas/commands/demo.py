@@ -55,7 +55,7 @@ def do_demo(restart: bool, report: Progress) -> dict:
     with stage("profile"):
         if not _is_ours(profile):
             do_build(data=data, out=profile, seconds=0.6, networks=10, report=report)
-            restart = True  # the run, if any, was guided by another profile
+    restart = restart or _guided_by_another(profile)
     with stage("search"):
         found = do_search(profile=str(profile), data=data, out=FOLDER, restart=restart, report=report)
     run = runs.open_run(FOLDER)
@@ -92,8 +92,6 @@ def do_demo(restart: bool, report: Progress) -> dict:
 
 def _is_ours(profile: Path) -> bool:
     """Whether the file is a profile of this machine and of the engine that would run now."""
-    from importlib.metadata import version
-
     from bnas.profiles.errors import InputError
     from bnas.profiles.schema import load_profile
     from bnas.runtime_bench import machine
@@ -102,7 +100,16 @@ def _is_ours(profile: Path) -> bool:
         known = load_profile(profile)
     except InputError:
         return False
-    return known.device.fingerprint == machine.fingerprint() and known.engine.version == version("onnxruntime")
+    return known.device.fingerprint == machine.fingerprint() and settings.is_current(known)
+
+
+def _guided_by_another(profile: Path) -> bool:
+    """Whether the demo's folder holds a run that another profile guided: what a demo cut at the wrong moment leaves."""
+    from bnas.profiles.schema import load_profile
+
+    if not (FOLDER / "run.yaml").exists():
+        return False
+    return runs.open_run(FOLDER).config["profile"]["hash"] != load_profile(profile).hash
 
 
 def _facts(report: dict) -> dict:

@@ -14,6 +14,7 @@ from ..console import Progress, output, progress, result, say
 from . import settings
 
 SUFFIXES = {"onnx": ".onnx", "tflite": ".tflite"}
+LAYOUTS = {"onnx": "NCHW", "tflite": "NHWC"}
 GATE_IMAGES = 512
 
 
@@ -66,6 +67,14 @@ def do_export(
             "architecture": json.dumps(arch.to_dict()),
             "classes": json.dumps(list(images.classes)),
             "normalisation": json.dumps({"scale": 1 / 255, "mean": list(images.mean), "std": list(images.std)}),
+            "input": json.dumps(
+                {
+                    "layout": LAYOUTS[format],
+                    "channels": "RGB" if images.shape[0] == 3 else "grey",
+                    "formula": "(pixel * scale - mean) / std, pixel 0 to 255",
+                    "resize": "central square, then bilinear to the input size",
+                }
+            ),
             "data": images.name,
         }
         document = export_network(
@@ -96,4 +105,4 @@ def _show(document: dict) -> None:
         f"checked on {document['images']} images: units differ by at most {document['max_abs_diff']:.2g}, "
         f"{document['argmax_agreement']:.2%} equal arg-max, {document['sign_flips']} flipped signs"
     )
-    say("next: bnas bench")
+    say(f"next: bnas bench {document['run']}")

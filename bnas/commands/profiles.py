@@ -162,6 +162,9 @@ def _calibrate(space: ChainSpace, measured: Profile, networks: int, seconds: flo
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             network = space.build(arch).eval()
+            with torch.no_grad():  # as after training: a shift that is exactly 0 would be left out of the file
+                for parameter in network.parameters():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
         graph = lower(capture(network, torch.zeros(2, *space.shape))).graph
         models.append(to_onnx(graph, {}).SerializeToString())
         report("networks", done + 1, len(archs))

@@ -75,6 +75,7 @@ def do_search(
     limit_ms = None if max_latency is None else settings.parse_limit_ms(max_latency)
     if not 0 <= seed < 2**32:
         raise InputError(f"--seed {seed} must be from 0 to {2**32 - 1}")
+    from bnas.profiles.cost import binary_macs, macs, model_bytes, params
     from bnas.profiles.schema import load_profile, save_profile
     from bnas.profiles.table import LatencyTable, format_ms, predict
     from bnas.search.augment import default_augmentation, on_device
@@ -95,6 +96,11 @@ def do_search(
         spend = replace(spend, training=replace(spend.training, epochs=_positive("--epochs", epochs)))
     device = settings.pick_device(accelerator)
     device_profile = load_profile(profile)
+    if not settings.is_current(device_profile):
+        raise InputError(
+            f"profile {profile} was measured with onnxruntime {device_profile.engine.version}, another version than "
+            f"is installed; measure again: bnas profiles build --device local --space {space} --out FILE.yaml"
+        )
     images = settings.load_data(data, report)
     the_space = make_space(space, images.shape, len(images.classes))
     latency = latency_model(the_space, LatencyTable(device_profile))
@@ -132,7 +138,8 @@ def do_search(
             )
         )
         best = found.best.architecture
-        prediction = predict(device_profile, the_space.workloads(best))
+        workloads = the_space.workloads(best)
+        prediction = predict(device_profile, workloads)
         atomic.write_text(run.path("architecture.yaml"), best.to_yaml())
         document = {
             "run": str(run.folder),
@@ -146,6 +153,7 @@ def do_search(
             "prediction_source": prediction.source,
             "supernet_accuracy": found.best.accuracy,
             "profile": device_profile.name,
+            "costs": {count.__name__: sum(map(count, workloads)) for count in (macs, binary_macs, params, model_bytes)},
             "space_size": the_space.size,
             "trials": [t.to_dict() for t in found.trials],
             "supernet_losses": list(found.losses),
@@ -169,10 +177,13 @@ def _show(document: dict) -> None:
     table.add_row("architecture", " ".join(document["architecture"]["choices"]))
     table.add_row("limit", f"{format_ms(document['limit_ms'])} ({document['limit_source']})")
     table.add_row("predicted", f"{document['prediction']} on {document['profile']}")
+    costs = document["costs"]
+    table.add_row("1-bit MACs", f"{costs['binary_macs']:,} of {costs['macs']:,}")
+    table.add_row("parameters", f"{costs['params']:,} in {costs['model_bytes']:,} bytes")
     table.add_row("supernet accuracy", f"{document['supernet_accuracy']:.2%} of the validation images")
     if trained := document.get("train"):
         table.add_row("validation accuracy", f"{trained['validation_accuracy']:.2%}")
         table.add_row("test accuracy", f"{trained['test_accuracy']:.2%}")
     output.print(table)
-    follow = "bnas export --format tflite (or onnx)" if trained else "bnas train"
-    say(f"next: {follow}")
+    run = document["run"]
+    say(f"next: bnas export {run} --format tflite (or onnx)" if trained else f"next: bnas train {run}")

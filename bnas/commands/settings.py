@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from bnas.profiles.schema import Profile
     from bnas.search.data import ImageSet
 
 JSON = typer.Option(False, "--json", help="Print one JSON document on stdout; progress goes to stderr.")
@@ -53,6 +54,16 @@ def check_measuring(threads: int | None, seconds: float) -> None:
         raise InputError(f"--threads {threads} must be from 1 to {usable_cores()}, the cores of this machine")
     if not 0 < seconds < math.inf:
         raise InputError(f"--seconds {seconds} must be positive and finite")
+
+
+def is_current(profile: Profile) -> bool:
+    """False for a profile measured on this machine with another version of the runtime than is installed now."""
+    from importlib.metadata import version
+
+    from bnas.runtime_bench import machine
+
+    here = profile.device.fingerprint == machine.fingerprint() and profile.engine.runtime == "onnxruntime"
+    return not here or profile.engine.version == version("onnxruntime")
 
 
 def load_data(config: dict, report: Progress) -> ImageSet:

@@ -87,4 +87,4 @@ def _show(document: dict) -> None:
         f"{document['run']}: {document['validation_accuracy']:.2%} validation, "
         f"{document['test_accuracy']:.2%} test accuracy ({document['test_images']} images)"
     )
-    say("next: bnas export --format tflite (or onnx)")
+    say(f"next: bnas export {document['run']} --format tflite (or onnx)")

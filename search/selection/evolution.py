@@ -55,6 +55,7 @@ def evolve(
     score(indices) -> accuracy; asked once per architecture. Raises InputError if `path` is not such a file.
     """
     import optuna
+    from sqlalchemy import URL
     from sqlalchemy.exc import DatabaseError, OperationalError
 
     logging.getLogger("optuna").setLevel(logging.ERROR)
@@ -89,7 +90,9 @@ def evolve(
             return dict(zip(names, space.architecture(repaired).choices, strict=True))
 
     try:
-        storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+        # The path as a value: in a text, a `?` in a folder's name would begin the options.
+        address = URL.create("sqlite", database=str(path)).render_as_string()
+        storage = optuna.storages.RDBStorage(address)
         study = optuna.create_study(
             storage=storage, study_name="search", directions=["maximize", "minimize"], load_if_exists=True
         )
@@ -144,12 +147,3 @@ def winner(trials: list[Trial], images: int) -> Trial:
     error = (best * (1 - best) / images) ** 0.5
     equals = [t for t in trials if t.accuracy >= best - max(error, 1 / images)]
     return max(equals, key=lambda t: (t.latency_ms, t.accuracy, t.architecture.name))
-
-
-def pareto_front(trials: list[Trial]) -> list[Trial]:
-    """The architectures no other beats in both accuracy and latency, fastest first."""
-    front: list[Trial] = []
-    for trial in sorted(set(trials), key=lambda t: (t.latency_ms, -t.accuracy, t.architecture.name)):
-        if not front or trial.accuracy > front[-1].accuracy:
-            front.append(trial)
-    return front

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,10 @@ from typing import Any
 import pytest
 
 from bnas import __version__, cli, runs
+from bnas.export.units import unit_model
+from bnas.profiles.schema import Profile, load_profile, save_profile
+from bnas.profiles.workload import Workload
+from bnas.runtime_bench import machine
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -199,3 +204,49 @@ def test_works_without_a_home_and_without_a_network(
     done = command("bench", documents["cwd"] / documents["export"]["path"], "--seconds", "0.1", cwd=tmp_path, env={})
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_results_without_their_configuration_are_not_taken_for_another_run(
+    finished: Path, tiny: tuple[str, ...], fails: Callable[..., str]
+) -> None:
+    (finished / "run.yaml").unlink()
+    line = fails("search", *tiny, "--out", "finished", "--seed", "9")
+    assert "no run.yaml" in line and "--restart" in line
+    assert cli.run(["search", *tiny, "--out", "finished", "--seed", "9", "--no-train", "--restart"]) == 0
+    assert runs.open_run(finished).config["seed"] == 9
+
+
+def test_ctrl_c_says_how_to_go_on(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    """A real signal, sent when the progress says that the search is under way."""
+    command = [sys.executable, "-m", "bnas", "search", *tiny, "--supernet-epochs", "500"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if line.startswith("supernet:"):
+                process.send_signal(signal.SIGINT)
+                break
+        last = process.stderr.read().strip().splitlines()[-1]
+        assert process.wait() == 130
+    assert last == "error: interrupted; the same command continues where it stopped"
+
+
+def test_a_profile_of_another_runtime_version_is_refused(
+    tiny: tuple[str, ...], tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    known = load_profile("rpi4b").model_dump()
+    here = {"name": "local", "fingerprint": machine.fingerprint()}
+    engine = {"name": "function-float", "runtime": "onnxruntime", "version": "0.0.1"}
+    save_profile(Profile.model_validate({**known, "device": here, "engine": engine}), tmp_path / "old.yaml")
+    line = fails("search", "--profile", "old.yaml", *tiny[2:])
+    assert "0.0.1" in line and "bnas profiles build" in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bench_takes_a_file_whatever_its_name_and_names_one_that_does_not_run(
+    tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    model = unit_model(Workload("head", 32, 4, 2, 2, 2)).SerializeToString()
+    (tmp_path / "UP.ONNX").write_bytes(model)
+    assert cli.run(["bench", str(tmp_path / "UP.ONNX"), "--seconds", "0.1", "--threads", "1"]) == 0
+    (tmp_path / "model.pb").write_bytes(model)
+    assert "model.pb: unknown file type" in fails("bench", "model.pb")
