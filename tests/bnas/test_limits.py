@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import sqlite3
 from itertools import pairwise
 from pathlib import Path
@@ -18,23 +17,11 @@ from bnas.search.latency import LatencyModel, check_limit, latency_model
 from bnas.search.spaces import make_space
 
 PROFILES = ("rtx3080", "rpi4b")
-SUPERNET = "supernet.safetensors"
 
 
-@pytest.fixture(scope="module")
-def supernet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the first search leaves its trained supernet; it depends on neither profile nor limit."""
-    return tmp_path_factory.mktemp("supernet") / SUPERNET
-
-
-def search(supernet: Path, profile: str, limit_ms: float, folder: Path) -> dict:
-    folder.mkdir()
-    if supernet.is_file():
-        shutil.copy(supernet, folder)
-    limit = f"{limit_ms!r}ms"
-    command = ["search", "--profile", profile, "--budget", "smoke", "--max-latency", limit, "--out", str(folder)]
-    assert cli.run([*command, "--no-train"]) == 0
-    shutil.copy(folder / SUPERNET, supernet)
+def search(profile: str, limit_ms: float, folder: Path, *options: str) -> dict:
+    command = ["search", "--profile", profile, "--budget", "smoke", "--max-latency", f"{limit_ms!r}ms", *options]
+    assert cli.run([*command, "--out", str(folder), "--no-train"]) == 0
     return json.loads((folder / "search.json").read_text())
 
 
@@ -62,30 +49,31 @@ def assert_obeyed(document: dict, folder: Path, limit_ms: float, latency: Latenc
 
 
 @pytest.mark.parametrize("profile", ["rtx3080", pytest.param("rpi4b", marks=pytest.mark.slow)])
-def test_tighter_limits_give_faster_networks(profile: str, supernet: Path, tmp_path: Path) -> None:
+def test_tighter_limits_give_faster_networks(profile: str, tmp_path: Path) -> None:
     latency, ms = predicted(profile)
     found = []
     for percentile in (80, 40, 20):
         limit = float(np.percentile(ms, percentile))
         folder = tmp_path / str(percentile)
-        found.append(search(supernet, profile, limit, folder))
+        found.append(search(profile, limit, folder))
         assert_obeyed(found[-1], folder, limit, latency)
     assert all(tighter["predicted_ms"] <= looser["predicted_ms"] for looser, tighter in pairwise(found))
     assert len({tuple(document["architecture"]["choices"]) for document in found}) >= 2
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_a_limit_close_to_the_fastest_is_obeyed(profile: str, supernet: Path, tmp_path: Path) -> None:
+def test_a_limit_close_to_the_fastest_is_obeyed(profile: str, tmp_path: Path) -> None:
     latency, ms = predicted(profile)
     fastest = latency.ms(latency.fastest())
     limit = float(fastest + 0.1 * (ms.mean() - fastest))
-    assert_obeyed(search(supernet, profile, limit, tmp_path / "run"), tmp_path / "run", limit, latency)
+    document = search(profile, limit, tmp_path / "run", "--supernet-epochs", "1")
+    assert_obeyed(document, tmp_path / "run", limit, latency)
 
 
-def test_the_fastest_itself_can_be_asked_for(supernet: Path, tmp_path: Path) -> None:
+def test_the_fastest_itself_can_be_asked_for(tmp_path: Path) -> None:
     latency, _ = predicted("rpi4b")
     limit = latency.ms(latency.fastest())
-    document = search(supernet, "rpi4b", limit, tmp_path / "run")
+    document = search("rpi4b", limit, tmp_path / "run", "--supernet-epochs", "1")
     assert document["architecture"]["choices"] == list(latency.fastest().choices)
 
 
