@@ -7,8 +7,9 @@ import numpy as np
 
 from bnas.profiles.errors import InputError
 
+from .form import Picture
 from .image_set import ImageSet, Split
-from .pictures import Picture, Progress, decode
+from .pictures import Progress, decode
 from .splitting import stratified
 
 TEST_SHARE = 0.1  # of the images, when they come without a test split

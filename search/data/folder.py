@@ -9,8 +9,8 @@ import numpy as np
 from bnas.profiles.errors import InputError
 
 from .assemble import SPLIT_NAMES, Options, Pictures, assemble, need_train
+from .form import Picture
 from .image_set import ImageSet
-from .pictures import Picture
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 LAYOUT = "expected <folder>/<class>/<image> or <folder>/train/<class>/<image>"

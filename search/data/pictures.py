@@ -3,23 +3,21 @@
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from bnas.profiles.errors import InputError
 
-from .helpers import apply
+from .decoders import decode_batches
+from .form import Form, FormChanged, Picture
 from .packages import needs
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-DEFAULT_SIZE_PX = 32  # when the images differ in size and nobody says which they shall have
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # over 8 bits: Pillow would clip them to white
 BATCH = 64  # images decoded in one go; a few of these are in memory, still encoded
 # Small images keep Pillow under the interpreter lock, so threads do not help: 60,000 JPEGs of 32x32 take 10 s with
@@ -29,42 +27,6 @@ MOST_HELPERS = 8
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]  # called with (images done, images in all)
-
-
-class Picture(NamedTuple):
-    """One encoded image: how to call it in a message, and its bytes or the file that holds them."""
-
-    where: str
-    content: bytes | Path
-
-
-@dataclass(frozen=True)
-class Form:
-    """What all images of a set become: `channels` 1 (grey) or 3 (RGB), `size_px` high and wide.
-
-    exact: every image has that size already, and one that has not changes the form of the whole set.
-    """
-
-    channels: int
-    size_px: int
-    exact: bool
-
-    def of_set_with(self, image: "Image") -> "Form":
-        """The form of the set when this image belongs to it as well."""
-        form = self
-        if form.channels == 1 and image.mode != "L":
-            form = replace(form, channels=3)
-        if form.exact and image.size != (form.size_px, form.size_px):
-            form = replace(form, size_px=DEFAULT_SIZE_PX, exact=False)
-        return form
-
-
-class FormChanged(Exception):
-    """An image does not fit the form assumed so far."""
-
-    def __init__(self, form: Form) -> None:
-        super().__init__(form)
-        self.form = form
 
 
 def decode(
@@ -109,7 +71,7 @@ def decode_as(
     """All pictures in one form: uint8 [count, C, H, W]. Raises `FormChanged` at the first that does not fit."""
     out = np.empty((count, form.channels, form.size_px, form.size_px), dtype=np.uint8)
     done = 0
-    for images in apply(partial(decode_batch, form), batches(pictures), workers):
+    for images in decode_batches(form, batches(pictures), workers):
         out[done : done + len(images)] = images
         done += len(images)
         if progress:

@@ -11,8 +11,8 @@ import numpy as np
 from bnas.profiles.errors import InputError, unknown
 
 from .assemble import Options, Pictures, assemble, need_train
+from .form import Picture
 from .image_set import ImageSet
-from .pictures import Picture
 
 if TYPE_CHECKING:
     import pyarrow as pa
