@@ -219,14 +219,19 @@ def test_results_without_their_configuration_are_not_taken_for_another_run(
 def test_ctrl_c_says_how_to_go_on(tiny: tuple[str, ...], tmp_path: Path) -> None:
     """A real signal, sent when the progress says that the search is under way."""
     command = [sys.executable, "-m", "bnas", "search", *tiny, "--supernet-epochs", "500"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+
+    def hear_signals() -> None:
+        """A test run in the background of a script would hand down that Ctrl-C is to be ignored."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=hear_signals) as process:
         assert process.stderr
         for line in process.stderr:
             if line.startswith("supernet:"):
                 process.send_signal(signal.SIGINT)
                 break
         last = process.stderr.read().strip().splitlines()[-1]
-        assert process.wait() == 130
+        assert process.wait(timeout=60) == 130
     assert last == "error: interrupted; the same command continues where it stopped"
 
 
