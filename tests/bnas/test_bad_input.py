@@ -65,7 +65,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "seconds nan": (("bench", "--seconds", "nan"), ("--seconds nan", "positive")),
     "seconds infinite": (("bench", "--seconds", "inf"), ("--seconds inf", "finite")),
     "bench device": (("bench", "--device", "pi"), ("'pi'", "local")),
-    "bench missing file": (("bench", "net.onnx"), ("net.onnx", "no file")),
+    "bench missing file": (("bench", "net.onnx"), ("net.onnx does not exist", "bnas export")),
     "bench empty file": (("bench", "empty.onnx"), ("empty.onnx", "export it again")),
     "build suffix": (("profiles", "build", "--out", "a.txt"), ("a.txt", "end with .yaml")),
     "build folder": (("profiles", "build", "--out", "no/a.yaml"), ("no/a.yaml", "make it first")),
