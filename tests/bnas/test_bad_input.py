@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bnas import cli
+from bnas import cli, runs
 
 Fails = Callable[..., str]
 Spoil = Callable[[Path], object]
@@ -280,6 +280,8 @@ def test_full_disk(
 ) -> None:  # fmt: skip
     removed, command, size, named = STAGES[stage]
     unfinished(finished, *removed)
+    if "run.yaml" in removed:  # a new run: results without their configuration are refused
+        unfinished(finished, *(p.name for p in finished.iterdir() if p.name in runs.OWN))
     monkeypatch.chdir(tmp_path)
     arguments = [command, *(tiny if command == "search" else ("finished",))]
     arguments += ["--out", "finished", "--no-train"] if command == "search" else []
