@@ -1,0 +1,71 @@
+// What one instruction set provides: the five loops in which all the time goes. Everything around them (padding,
+// stride, groups, threads) is written once, in conv.cpp, over this table.
+//
+// Pixels lie in the vector lanes. The signs of one image are kept as padded planes of cells, pixels contiguous; a kernel
+// tap is an offset into a plane, so an unaligned load does the shifting and nothing is ever gathered or transposed. The
+// lanes run over whole rows and past them: a row's right padding is the next row's left padding, and the positions
+// between the rows ("junk") are dropped afterwards.
+#pragma once
+
+#include <cstdint>
+
+namespace bnas {
+
+inline constexpr int kMaxBlock = 16;    // output channels that `count` may be asked for at once
+inline constexpr int64_t kOverread = 256;  // cells that may be read past the last position of a plane
+
+// One block of output channels over one image.
+struct Counting {
+  const void* cells;        // the planes of the block's group
+  const int32_t* offsets;   // [steps]: where step s reads position 0, in cells from `cells`
+  const uint32_t* weights;  // [steps, block]: weight cells
+  int64_t steps;
+  const uint16_t* valid;  // one bit per position, 16 a word: 0 for junk. Read by instruction sets that squeeze.
+};
+
+// act(v) of one output channel; see `finish`.
+struct Finish {
+  float fan_in;  // K
+  float scale, bias;
+  bool rectify;                 // whether there is an activation
+  float shift_in, slope, shift_out;  // read if rectify
+};
+
+struct Isa {
+  const char* name;
+
+  int cell_bytes;      // 4: a cell is a word, 32 channels; 1: a byte
+  int cells_per_word;  // planes that a word's 32 channels are spread over
+  int block;           // output channels counted together, at most kMaxBlock, a divisor of 32
+  int64_t strip;       // positions counted at once: a multiple of 16 and of the tile's width
+  bool squeezes;       // whether `count` drops junk positions itself
+
+  // words[p] = bits of (x[c * plane + p] < shift[c * shift_step]), c < channels <= 32, for p < pixels. NaN gives 0.
+  void (*pack)(const float* x, int64_t plane, const float* shift, int64_t shift_step, int64_t channels, int64_t pixels,
+               uint32_t* words);
+
+  // Cell c of words[i * step] to cells[c * plane + i], for i < n and c < cells_per_word; cells and plane in cells.
+  void (*place)(const uint32_t* words, int64_t step, int64_t n, void* cells, int64_t plane);
+
+  // The weight cell that `count` wants for cell `cell` of a weight word.
+  uint32_t (*weight_cell)(uint32_t word, int cell);
+
+  // counts[o * stride + i] (+)= sum over steps s of popcount(cell at offsets[s] + first + i  xor  weight[s][o]),
+  // for o < channels <= block and i < positions <= strip; `first` is a multiple of strip. With `squeezes`, only valid
+  // positions are written, one after another. Up to kOverread cells past the last position are read, and up to 64
+  // counts past the last one overwritten.
+  void (*count)(const Counting& job, int64_t first, int64_t positions, int channels, int32_t* counts, int64_t stride);
+
+  // y[i] = act((fan_in - 2 counts[i]) * scale + bias + residual[i]), residual may be null;
+  // act(v) = prelu(v - shift_in; slope) + shift_out, where prelu multiplies values < 0 by the slope. y may be residual.
+  void (*finish)(const Finish& channel, const int32_t* counts, const float* residual, float* y, int64_t n);
+
+  // words[i] |= (counts[i] > limit) << bit
+  void (*threshold)(const int32_t* counts, int32_t limit, int bit, uint32_t* words, int64_t n);
+
+  // Rounds of xor + popcount + add on registers alone, `rounds` times; returns how many binary MACs that was (for the
+  // bound that a benchmark compares with). The result must depend on the work, `*sink` receives it.
+  int64_t (*bound)(int64_t rounds, uint32_t* sink);
+};
+
+}  // namespace bnas

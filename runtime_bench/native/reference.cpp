@@ -1,0 +1,89 @@
+#include "reference.h"
+
+namespace bnas::reference {
+namespace {
+
+float at(PerChannel values, int64_t channel) { return values.values[values.count == 1 ? 0 : channel]; }
+
+// sum over the window of sign * weight, each +1 or -1; `negative(channel, row, column)` says which pixels are -1.
+template <typename Negative>
+int64_t dot(const ConvShape& s, const uint8_t* w_packed, int64_t out, int64_t row, int64_t column, Negative negative) {
+  const int64_t bytes = ceil_div(s.group_channels(), 8);
+  const int64_t first = out / s.group_outputs() * s.group_channels();
+  int64_t sum = 0;
+  for (int64_t ky = 0; ky < s.kernel_h; ++ky) {
+    for (int64_t kx = 0; kx < s.kernel_w; ++kx) {
+      const int64_t iy = row * s.stride_h + ky * s.dilation_h - s.pad_top;
+      const int64_t ix = column * s.stride_w + kx * s.dilation_w - s.pad_left;
+      const bool inside = iy >= 0 && iy < s.height && ix >= 0 && ix < s.width;
+      const uint8_t* weights = w_packed + ((out * s.kernel_h + ky) * s.kernel_w + kx) * bytes;
+      for (int64_t c = 0; c < s.group_channels(); ++c) {
+        const bool minus_weight = weights[c / 8] >> (c % 8) & 1;
+        const bool minus_pixel = inside && negative(first + c, iy, ix);  // padding is +1
+        sum += minus_weight == minus_pixel ? 1 : -1;
+      }
+    }
+  }
+  return sum;
+}
+
+}  // namespace
+
+void conv(const ConvShape& s, const uint8_t* w_packed, const float* x, PerChannel shift, const Affine& affine,
+          float* y) {
+  for (int64_t n = 0; n < s.batch; ++n) {
+    const auto negative = [&](int64_t c, int64_t iy, int64_t ix) {
+      return x[((n * s.channels + c) * s.height + iy) * s.width + ix] < at(shift, c);
+    };
+    for (int64_t o = 0; o < s.out_channels; ++o) {
+      for (int64_t row = 0; row < s.out_height(); ++row) {
+        for (int64_t column = 0; column < s.out_width(); ++column) {
+          const int64_t i = ((n * s.out_channels + o) * s.out_height() + row) * s.out_width() + column;
+          float v = static_cast<float>(dot(s, w_packed, o, row, column, negative));
+          v = v * at(affine.scale, o);
+          v = v + at(affine.bias, o);
+          v = v + (affine.residual ? affine.residual[i] : affine.residual_value);
+          v = v - at(affine.shift_in, o);
+          v = v < 0 ? v * at(affine.slope, o) : v;
+          y[i] = v + at(affine.shift_out, o);
+        }
+      }
+    }
+  }
+}
+
+void conv_bits(const ConvShape& s, const uint8_t* w_packed, const uint32_t* x, const int32_t* thresholds, uint32_t* y) {
+  const int64_t in_words = words_of(s.channels), out_words = words_of(s.out_channels);
+  const int64_t out_pixels = s.out_height() * s.out_width();
+  for (int64_t n = 0; n < s.batch; ++n) {
+    const auto negative = [&](int64_t c, int64_t iy, int64_t ix) {
+      return x[((n * in_words + c / kWordBits) * s.height + iy) * s.width + ix] >> (c % kWordBits) & 1;
+    };
+    uint32_t* image = y + n * out_words * out_pixels;
+    for (int64_t i = 0; i < out_words * out_pixels; ++i) image[i] = 0;
+    for (int64_t o = 0; o < s.out_channels; ++o) {
+      for (int64_t row = 0; row < s.out_height(); ++row) {
+        for (int64_t column = 0; column < s.out_width(); ++column) {
+          const bool minus = dot(s, w_packed, o, row, column, negative) < thresholds[o];
+          uint32_t& word = image[o / kWordBits * out_pixels + row * s.out_width() + column];
+          word |= static_cast<uint32_t>(minus) << (o % kWordBits);
+        }
+      }
+    }
+  }
+}
+
+void pack_signs(int64_t batch, int64_t channels, int64_t pixels, const float* x, PerChannel shift, uint32_t* bits) {
+  const int64_t words = words_of(channels);
+  for (int64_t i = 0; i < batch * words * pixels; ++i) bits[i] = 0;
+  for (int64_t n = 0; n < batch; ++n) {
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t p = 0; p < pixels; ++p) {
+        const bool minus = x[(n * channels + c) * pixels + p] < at(shift, c);
+        bits[(n * words + c / kWordBits) * pixels + p] |= static_cast<uint32_t>(minus) << (c % kWordBits);
+      }
+    }
+  }
+}
+
+}  // namespace bnas::reference

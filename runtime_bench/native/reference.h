@@ -1,0 +1,14 @@
+// The specification: one loop nest per operator, float arithmetic in the order of the definition. Slow on purpose.
+#pragma once
+
+#include "conv.h"
+
+namespace bnas::reference {
+
+void conv(const ConvShape& shape, const uint8_t* w_packed, const float* x, PerChannel shift, const Affine& affine,
+          float* y);
+void conv_bits(const ConvShape& shape, const uint8_t* w_packed, const uint32_t* x, const int32_t* thresholds,
+               uint32_t* y);
+void pack_signs(int64_t batch, int64_t channels, int64_t pixels, const float* x, PerChannel shift, uint32_t* bits);
+
+}  // namespace bnas::reference
