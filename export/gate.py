@@ -11,14 +11,18 @@ Formats join with an `ExposedFile`; ONNX's is here.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
 
+from .bits import around, unpack_values
 from .capture import INPUT, OUTPUT, Captured
-from .graph import BinaryConv, Graph
+from .graph import BinaryConv, FloatOp, Graph
 from .lowering import Lowered
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
 
 TOLERANCE = 1e-5  # (a) of the tensor's largest value; (b) of the standard deviation of the layer's input
 AGREEMENT = 0.997  # share of images whose arg-max must be equal
@@ -120,12 +124,20 @@ class _Gate:
         return self.captured.run(given, [wanted])[wanted].numpy()
 
     def _check_signs(self, unit: BinaryConv, signs: np.ndarray, wanted: np.ndarray) -> None:
-        # No unit reads it directly where a max-pool stands between; bits pass through one only if the shift is 0.
-        threshold = next((_threshold(u) for u in self.units if u.x == unit.output), np.float32(0))
+        threshold = self._threshold_behind(unit.output)
         margin = np.abs(wanted - threshold)
         wrong = (signs < 0) != (wanted < threshold)
         if (margin[wrong] > TOLERANCE * np.abs(wanted).max()).any():
             raise GateError(f"{unit.name}: fed the same input, {int(wrong.sum())} signs differ from PyTorch")
+
+    def _threshold_behind(self, value: str) -> np.ndarray:
+        """Of the units that read the signs of `value`, perhaps through max-pools; files keep bits only if all agree."""
+        for node in self.lowered.graph.nodes:
+            if isinstance(node, BinaryConv) and node.x == value:
+                return _threshold(node)
+            if isinstance(node, FloatOp) and node.kind == "max_pool" and value in node.inputs:
+                return self._threshold_behind(node.output)
+        return np.zeros((1, 1, 1), np.float32)
 
     def compare_images(self, start: int, batch: np.ndarray, logits: np.ndarray, found: dict[str, UnitValues]) -> None:
         """Part (b) on one batch, whose first image has the number `start`."""
@@ -187,29 +199,40 @@ def _batches(images: np.ndarray, graph: Graph) -> Iterator[tuple[int, np.ndarray
         yield start, np.ascontiguousarray(images[start : start + size], dtype=np.float32)
 
 
+@dataclass(frozen=True)
+class _Tap:
+    """Where a .onnx shows a unit: value names. x_bits, y_bits: these hold bits, which stand for floats or +-1."""
+
+    unit: BinaryConv
+    x: str
+    x_bits: bool
+    residual: str | None
+    y: str
+    y_bits: bool
+
+
 class ExposedOnnx:
-    """A copy of a .onnx, run by onnxruntime with its default optimisations, that shows each BinaryConv2d node."""
+    """A copy of a .onnx, run by onnxruntime with its default optimisations, that shows each binary convolution.
+
+    Where the file keeps bits in front of a unit, x is `shift` plus or minus something (or what they were packed from);
+    where it keeps them behind, y is +-1, stage "sign".
+    """
 
     def __init__(self, path: Path | str, graph: Graph) -> None:
         import onnx
         import onnxruntime
 
-        from .onnx_writer import FUNCTION_INPUTS, OPERATOR
-
         model = onnx.load(path)
+        nodes = {node.output[0]: node for node in model.graph.node}
         constants = {tensor.name for tensor in model.graph.initializer}
-        nodes = {node.output[0]: node for node in model.graph.node if node.op_type == OPERATOR}
-        self._taps: dict[str, tuple[str, str | None, str]] = {}
-        for unit in graph.binary_convs:
-            if unit.output in nodes:
-                inputs = dict(zip(FUNCTION_INPUTS, nodes[unit.output].input, strict=True))
-                residual = None if inputs["residual"] in constants else inputs["residual"]
-                self._taps[unit.name] = (inputs["x"], residual, unit.output)
+        taps = (_onnx_tap(unit, nodes, constants) for unit in graph.binary_convs)
+        self._taps = [tap for tap in taps if tap is not None]
         self._input, self._output = model.graph.input[0].name, model.graph.output[0].name
-        shown = {name for tap in self._taps.values() for name in tap if name} - {self._input, self._output}
-        model.graph.output.extend(
-            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in sorted(shown)
-        )
+        bits = {tap.x for tap in self._taps if tap.x_bits} | {tap.y for tap in self._taps if tap.y_bits}
+        shown = {name for tap in self._taps for name in (tap.x, tap.residual, tap.y) if name}
+        for name in sorted(shown - {self._input, self._output}):
+            dtype = onnx.TensorProto.UINT32 if name in bits else onnx.TensorProto.FLOAT
+            model.graph.output.append(onnx.helper.make_tensor_value_info(name, dtype, None))
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(
@@ -220,11 +243,35 @@ class ExposedOnnx:
         names = [output.name for output in self._session.get_outputs()]
         values = dict(zip(names, self._session.run(names, {self._input: images}), strict=True))
         values[self._input] = images
-        units = {
-            name: UnitValues(values[x], None if residual is None else values[residual], values[y])
-            for name, (x, residual, y) in self._taps.items()
-        }
-        return values[self._output], units
+        return values[self._output], {tap.unit.name: _unit_values(tap, values) for tap in self._taps}
+
+
+def _onnx_tap(unit: BinaryConv, nodes: "dict[str, NodeProto]", constants: set[str]) -> _Tap | None:
+    """nodes: of the file, by their output; constants: names. None if no node is the unit."""
+    from .onnx_functions import CONV, CONV_BITS, CONVS, INPUTS, PACK
+
+    node = nodes.get(unit.output)
+    if node is None or node.op_type not in CONVS:
+        return None
+    inputs = dict(zip(INPUTS[node.op_type], node.input, strict=True))
+    x, x_bits = inputs["x"], node.op_type != CONV
+    if x_bits and x in nodes and nodes[x].op_type == PACK:
+        x, x_bits = nodes[x].input[0], False
+    residual = inputs.get("residual")
+    return _Tap(
+        unit, x, x_bits, None if residual in constants else residual, unit.output, y_bits=node.op_type == CONV_BITS
+    )
+
+
+def _unit_values(tap: _Tap, values: dict[str, np.ndarray]) -> UnitValues:
+    unit, x, y = tap.unit, values[tap.x], values[tap.y]
+    if tap.x_bits:
+        shift = np.zeros(1, np.float32) if unit.shift is None else unit.shift
+        x = around(shift, unpack_values(x, unit.negative.shape[1] * unit.groups))
+    residual = None if tap.residual is None else values[tap.residual]
+    if not tap.y_bits:
+        return UnitValues(x, residual, y)
+    return UnitValues(x, residual, np.where(unpack_values(y, len(unit.negative)), -1, 1).astype(np.float32), "sign")
 
 
 def expose_onnx(path: Path | str, graph: Graph) -> ExposedOnnx:

@@ -1,7 +1,8 @@
 """The small graph between capture and the writers: fused binary units and the few float operators around them.
 
 Plain numpy, no framework: `lowering` makes it from a captured network, `units` from a workload, and the writers
-(ONNX, TFLite, twins) read it. Values are named strings; tensors are NCHW float32 unless a node says otherwise.
+(ONNX, TFLite, twins) read it. Values are named strings; tensors are NCHW float32 unless a node says otherwise. A value
+of bits, 32 channels in a word, has the shape of the floats that it stands for.
 """
 
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ class BinaryConv:
     bottom, right). scale, bias: float32 [out]. shift: float32 [in] or None (0). residual: value name or None.
     act(v) = prelu(v - act_shift_in; slope) + act_shift_out, each float32 [out] or None: slope None is the identity,
     slope 0 is ReLU.
+
+    `packing` makes two further forms. x_bits: x holds bits, not floats, and shift is None. threshold, int32 [out]: the
+    output holds bits, 1 where the dot product is below its channel's threshold; x holds bits and residual is None.
     """
 
     name: str
@@ -34,6 +38,8 @@ class BinaryConv:
     slope: np.ndarray | None = None
     act_shift_in: np.ndarray | None = None
     act_shift_out: np.ndarray | None = None
+    x_bits: bool = False
+    threshold: np.ndarray | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -42,7 +48,7 @@ class BinaryConv:
 
 @dataclass(frozen=True, eq=False)
 class FloatOp:
-    """One float operator. `kind` is a key of FLOAT_OPS, `attributes` holds exactly the fields named there."""
+    """One other operator. `kind` is a key of FLOAT_OPS, `attributes` holds exactly the fields named there."""
 
     kind: str
     name: str
@@ -71,6 +77,9 @@ FLOAT_OPS: dict[str, tuple[str, ...]] = {
     "flatten": (),  # [N, C, H, W] -> [N, C*H*W]
     "sign": ("shift",),  # x < shift ? -1 : +1, shift [C]; only in front of a convolution that stays float
     "pad": ("pads", "value"),  # constant, spatial; likewise
+    # made by `packing` only
+    "pack_signs": ("shift",),  # floats -> bits of (x < shift), shift [C]
+    "max_pool_bits": ("kernel", "strides", "pads"),  # bits -> bits: the maximum of signs
 }
 
 
@@ -118,7 +127,7 @@ def output_shape(node: BinaryConv | FloatOp, inputs: tuple[tuple[int, ...], ...]
             return _windows(first, a["weight"].shape, a["strides"], a["pads"], a["dilations"])
         case "avg_pool":
             return _windows(first, (first[0], 1, *a["kernel"]), a["strides"], ceil=a["ceil"])
-        case "max_pool":
+        case "max_pool" | "max_pool_bits":
             return _windows(first, (first[0], 1, *a["kernel"]), a["strides"], a["pads"])
         case "pad":
             top, left, bottom, right = a["pads"]

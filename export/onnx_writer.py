@@ -1,10 +1,10 @@
-"""Graph -> ONNX: each fused binary unit is one `ai.bnas::BinaryConv2d` node that carries its own definition.
+"""Graph -> ONNX: each fused binary unit is one node of the domain `ai.bnas`, and the file carries its definition.
 
-The definition is a model-local function over standard operators, so any runtime reads the file; a registered native
-kernel takes the node over. Three rules, learnt by running: every function input is given (an absent part is its neutral
-constant of one element), because onnxruntime does not load a body with a missing optional input; every attribute is
-written on every node, because onnx's ReferenceEvaluator ignores function defaults; ir_version 9 and opset 18, because
-the oldest supported runtime (1.17) refuses newer ones. `onnx.checker` notices none of the three.
+The definitions are model-local functions over standard operators (`onnx_functions`), so any runtime reads the file; a
+registered native kernel takes the node over. Three rules, learnt by running: every function input is given (an absent
+part is its neutral constant of one element), because onnxruntime does not load a body with a missing optional input;
+every attribute is written on every node, because onnx's ReferenceEvaluator ignores function defaults; ir_version 9 and
+opset 18, because the oldest supported runtime (1.17) refuses newer ones. `onnx.checker` notices none of the three.
 """
 
 from collections.abc import Callable
@@ -13,27 +13,15 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from bnas.profiles import atomic
 
 from .bits import pack
 from .graph import BinaryConv, FloatOp, Graph
+from .onnx_functions import CONV, CONV_BITS, CONV_FROM_BITS, CONVS, DOMAIN, MAX_POOL, OPSET, PACK, function
 
-DOMAIN, OPERATOR = "ai.bnas", "BinaryConv2d"
-OPSET, IR_VERSION = 18, 9
-FUNCTION_INPUTS = (
-    "x",  # [N, C, H, W] float32
-    "w_packed",  # [O, kh, kw, ceil(Cg / 8)] uint8, least significant bit first, 1 means -1
-    "scale",  # [O, 1, 1]
-    "bias",  # [O, 1, 1]
-    "shift",  # [C, 1, 1]
-    "residual",  # [N, O, Ho, Wo]
-    "slope",  # [O, 1, 1]
-    "act_shift_in",  # [O, 1, 1]
-    "act_shift_out",  # [O, 1, 1]
-)
-FUNCTION_ATTRIBUTES = ("in_channels", "kernel_shape", "strides", "pads", "dilations", "group")
+IR_VERSION = 9
 
 
 def write_onnx(graph: Graph, path: Path | str, metadata: dict[str, str], *, name: str = "network") -> None:
@@ -42,8 +30,8 @@ def write_onnx(graph: Graph, path: Path | str, metadata: dict[str, str], *, name
 
 
 def count_binary_convs(path: Path | str) -> int:
-    """How many BinaryConv2d nodes the file holds."""
-    return sum((n.domain, n.op_type) == (DOMAIN, OPERATOR) for n in onnx.load(path).graph.node)
+    """How many binary convolutions the file holds, of whatever input and output."""
+    return sum(n.domain == DOMAIN and n.op_type in CONVS for n in onnx.load(path).graph.node)
 
 
 def to_onnx(graph: Graph, metadata: dict[str, str], *, name: str = "network") -> ModelProto:
@@ -59,90 +47,19 @@ def to_onnx(graph: Graph, metadata: dict[str, str], *, name: str = "network") ->
     def value(value_name: str) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(value_name, TensorProto.FLOAT, ["N", *shapes[value_name]])
 
-    units = bool(graph.binary_convs)
+    operators = sorted({node.op_type for node in body.nodes if node.domain == DOMAIN})
     model = helper.make_model(
         helper.make_graph(
             body.nodes, name, [value(n) for n, _ in graph.inputs], [value(graph.output)], body.initializers
         ),
-        functions=[binary_conv_function()] if units else [],
-        opset_imports=[helper.make_opsetid("", OPSET), *([helper.make_opsetid(DOMAIN, 1)] if units else [])],
+        functions=[function(operator) for operator in operators],
+        opset_imports=[helper.make_opsetid("", OPSET), *([helper.make_opsetid(DOMAIN, 1)] if operators else [])],
         ir_version=IR_VERSION,
         producer_name="bnas",
     )
     helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
     return model
-
-
-def binary_conv_function() -> FunctionProto:
-    """What `BinaryConv2d` means, in standard operators: act(conv(sign(x - shift), W) * scale + bias + residual).
-
-    The weight branch depends on constants only, so a runtime folds it into a plain float weight at load.
-    """
-
-    def constant(output: str, value: Any, dtype: type = np.float32) -> NodeProto:
-        return helper.make_node("Constant", [], [output], value=numpy_helper.from_array(np.asarray(value, dtype)))
-
-    def attribute(output: str, name: str) -> NodeProto:
-        node = helper.make_node("Constant", [], [output])
-        node.attribute.append(_reference("value_ints", name, AttributeProto.INTS))
-        return node
-
-    conv = helper.make_node("Conv", ["padded", "weight"], ["dots"])
-    conv.attribute.extend(_reference(n, n, AttributeProto.INTS) for n in ("kernel_shape", "strides", "dilations"))
-    conv.attribute.append(_reference("group", "group", AttributeProto.INT))
-    nodes = [
-        constant("plus_one", 1.0),
-        constant("minus_one", -1.0),
-        constant("two", 2.0),
-        constant("bit_numbers", np.arange(8), np.uint8),
-        constant("lowest_bit", [1], np.uint8),
-        constant("merge_last", [0, 0, 0, -1], np.int64),
-        constant("first", [0], np.int64),
-        constant("last_axis", [3], np.int64),
-        constant("new_axis", [4], np.int64),
-        constant("spatial_axes", [2, 3], np.int64),
-        attribute("channels", "in_channels"),
-        attribute("pads_given", "pads"),
-        helper.make_node("Cast", ["pads_given"], ["pad_amounts"], to=TensorProto.INT64),  # else shape inference fails
-        # weights: bytes -> bits -> +1 and -1
-        helper.make_node("Unsqueeze", ["w_packed", "new_axis"], ["bytes"]),
-        helper.make_node("BitShift", ["bytes", "bit_numbers"], ["shifted"], direction="RIGHT"),
-        helper.make_node("BitwiseAnd", ["shifted", "lowest_bit"], ["bits_by_byte"]),
-        helper.make_node("Cast", ["bits_by_byte"], ["float_bits"], to=TensorProto.FLOAT),
-        helper.make_node("Reshape", ["float_bits", "merge_last"], ["all_bits"]),
-        helper.make_node("Slice", ["all_bits", "first", "channels", "last_axis"], ["bits"]),
-        helper.make_node("Mul", ["bits", "two"], ["doubled"]),
-        helper.make_node("Sub", ["plus_one", "doubled"], ["weight_ohwi"]),
-        helper.make_node("Transpose", ["weight_ohwi"], ["weight"], perm=[0, 3, 1, 2]),
-        # activations: -1 where x < shift, so +0, -0 and NaN give +1
-        helper.make_node("Less", ["x", "shift"], ["negative"]),
-        helper.make_node("Where", ["negative", "minus_one", "plus_one"], ["signs"]),
-        helper.make_node("Pad", ["signs", "pad_amounts", "plus_one", "spatial_axes"], ["padded"]),
-        conv,
-        helper.make_node("Mul", ["dots", "scale"], ["scaled"]),
-        helper.make_node("Add", ["scaled", "bias"], ["biased"]),
-        helper.make_node("Add", ["biased", "residual"], ["summed"]),
-        helper.make_node("Sub", ["summed", "act_shift_in"], ["centred"]),
-        helper.make_node("PRelu", ["centred", "slope"], ["rectified"]),
-        helper.make_node("Add", ["rectified", "act_shift_out"], ["y"]),
-    ]
-    return helper.make_function(
-        DOMAIN,
-        OPERATOR,
-        list(FUNCTION_INPUTS),
-        ["y"],
-        nodes,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        attributes=list(FUNCTION_ATTRIBUTES),
-    )
-
-
-def _reference(name: str, target: str, kind: AttributeProto.AttributeType) -> AttributeProto:
-    """Attribute `name` of a node inside the function, taken from the caller's attribute `target`."""
-    attribute = AttributeProto()
-    attribute.name, attribute.ref_attr_name, attribute.type = name, target, kind
-    return attribute
 
 
 class _Body:
@@ -170,20 +87,25 @@ def _binary_conv(body: _Body, unit: BinaryConv) -> None:
         array = np.full(1, neutral) if value is None else value
         return body.constant(f"{unit.output}.{part}", array.astype(np.float32).reshape(-1, 1, 1))
 
-    no_residual = np.zeros((1, 1, 1, 1), np.float32)
-    body.node(
-        OPERATOR,
-        [
-            unit.x,
-            body.constant(f"{unit.output}.w_packed", pack(unit.negative)),
-            per_channel("scale", unit.scale, 1),
-            per_channel("bias", unit.bias, 0),
-            per_channel("shift", unit.shift, 0),
+    inputs = [unit.x, body.constant(f"{unit.output}.w_packed", pack(unit.negative))]
+    if unit.threshold is not None:
+        threshold = unit.threshold.astype(np.int32).reshape(-1, 1, 1)
+        inputs.append(body.constant(f"{unit.output}.threshold", threshold))
+    else:
+        no_residual = np.zeros((1, 1, 1, 1), np.float32)
+        inputs += [per_channel("scale", unit.scale, 1), per_channel("bias", unit.bias, 0)]
+        if not unit.x_bits:
+            inputs.append(per_channel("shift", unit.shift, 0))
+        inputs += [
             unit.residual or body.constant(f"{unit.output}.residual", no_residual),
             per_channel("slope", unit.slope, 1),
             per_channel("act_shift_in", unit.act_shift_in, 0),
             per_channel("act_shift_out", unit.act_shift_out, 0),
-        ],
+        ]
+    whole = {"channels": [unit.negative.shape[1] * unit.groups]} if unit.x_bits else {}
+    body.node(
+        CONV_BITS if unit.threshold is not None else CONV_FROM_BITS if unit.x_bits else CONV,
+        inputs,
         unit.output,
         domain=DOMAIN,
         in_channels=[unit.negative.shape[1]],
@@ -192,6 +114,7 @@ def _binary_conv(body: _Body, unit: BinaryConv) -> None:
         pads=list(unit.pads),
         dilations=list(unit.dilations),
         group=unit.groups,
+        **whole,
     )
 
 
@@ -250,11 +173,12 @@ def _avg_pool(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
 
 
 def _max_pool(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
-    a = op.attributes
+    a, bits = op.attributes, op.kind == "max_pool_bits"
     body.node(
-        "MaxPool",
+        MAX_POOL if bits else "MaxPool",
         [op.inputs[0]],
         op.output,
+        domain=DOMAIN if bits else "",
         kernel_shape=list(a["kernel"]),
         strides=list(a["strides"]),
         pads=list(a["pads"]),
@@ -280,6 +204,11 @@ def _sign(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
     ones = [body.constant(f"value.{value}", np.array(value, np.float32)) for value in (-1, 1)]
     body.node("Less", [op.inputs[0], _along_channels(body, op, "shift", shape)], negative)
     body.node("Where", [negative, *ones], op.output)
+
+
+def _pack_signs(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
+    shift = _along_channels(body, op, "shift", shape)
+    body.node(PACK, [op.inputs[0], shift], op.output, domain=DOMAIN, in_channels=[shape[0]])
 
 
 def _pad(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
@@ -316,4 +245,6 @@ FLOAT_WRITERS: dict[str, Callable[[_Body, FloatOp, tuple[int, ...]], None]] = {
     "flatten": _plain("Flatten", axis=1),
     "sign": _sign,
     "pad": _pad,
+    "pack_signs": _pack_signs,
+    "max_pool_bits": _max_pool,
 }

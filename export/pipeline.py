@@ -103,8 +103,9 @@ def _write(
     if format == "onnx":
         from .onnx_writer import count_binary_convs as count_onnx
         from .onnx_writer import write_onnx
+        from .packing import pack_bits
 
-        write_onnx(graph, path, metadata)
+        write_onnx(pack_bits(graph), path, metadata)
         return expose_onnx, count_onnx
     from .tflite_file import count_binary_convs, expose
     from .tflite_writer import write_tflite

@@ -19,6 +19,7 @@ import numpy as np
 
 from bnas.profiles.errors import InputError
 
+from .bits import around
 from .graph import BinaryConv, FloatOp, Graph
 
 if TYPE_CHECKING:
@@ -313,7 +314,7 @@ def _input_tap(file: TfliteFile, words: int, unit: BinaryConv) -> tuple[int, Cal
     shift = np.zeros(channels, np.float32) if unit.shift is None else unit.shift
     producer = file.producers[words]
     if producer.name != "LceQuantize":
-        return words, lambda bits: _around(shift, unpack_words(bits, channels))
+        return words, lambda bits: around(shift, _nchw(unpack_words(bits, channels)))
     tensor = producer.inputs[0]
     above = file.producers.get(tensor)
     if above is not None and above.name == "PADV2" and any(unit.pads):
@@ -328,12 +329,6 @@ def _input_tap(file: TfliteFile, words: int, unit: BinaryConv) -> tuple[int, Cal
 
 def _equals(constant: np.ndarray | None, wanted: np.ndarray) -> bool:
     return constant is not None and constant.size in (1, wanted.size) and bool((constant == wanted).all())
-
-
-def _around(shift: np.ndarray, negative: np.ndarray) -> np.ndarray:
-    """An x [N, C, H, W] on the known side of the shift, for signs [N, H, W, C] whose float values the file has not."""
-    distance = np.maximum(np.abs(shift), 1)
-    return _nchw(np.where(negative, shift - distance, shift + distance).astype(np.float32))
 
 
 def _unshift(shift: np.ndarray, shifted: np.ndarray) -> np.ndarray:
