@@ -1,11 +1,10 @@
 #include "conv.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
-#include <limits>
 #include <memory>
-#include <mutex>
-#include <stdexcept>
+#include <new>
 
 #include "plan.h"
 #include "reference.h"
@@ -13,10 +12,8 @@
 namespace bnas {
 namespace {
 
-constexpr int64_t kRunPixels = 1024;                // pixels packed at once, before they are placed into planes
-constexpr int64_t kTaskMacs = int64_t{16} << 20;    // binary MACs worth the handing over to another thread
-constexpr int64_t kSlabBytes = int64_t{1} << 20;    // of the images worked on between two barriers: what a cache holds
-constexpr int64_t kCountsSlack = 64;                // `count` may write that far past a strip
+constexpr int64_t kRunPixels = 1024;    // pixels packed at once, before they are placed into planes
+constexpr int64_t kCountsSlack = 64;    // `count` may write that far past a strip
 constexpr int64_t kMaxStrip = 512;
 
 template <typename Task>
@@ -31,18 +28,31 @@ void run_tasks(const Host& host, int64_t tasks, const Task& task) {
       const_cast<void*>(static_cast<const void*>(&task)));
 }
 
-// The packed images of the call that runs on this thread; kept, because fresh pages cost more than the convolution.
-uint8_t* planes_of(size_t bytes) {
-  thread_local std::unique_ptr<uint8_t[]> buffer;
-  thread_local size_t size = 0;
-  if (size < bytes) {
-    buffer.reset();
-    size = 0;
-    buffer.reset(new uint8_t[bytes + 64]());
-    size = bytes;
+// The packed slab that a thread worked on last. Kept, because fresh pages cost more than the convolution, and because
+// the next task of a thread is mostly another range of channels of the same slab.
+struct Planes {
+  std::unique_ptr<uint8_t[]> buffer;
+  size_t size = 0;
+  uint64_t call = 0;
+  int64_t slab = 0;
+
+  uint8_t* cells() const {
+    return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(buffer.get()) + 63) / 64 * 64);
   }
-  return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(buffer.get()) + 63) / 64 * 64);
-}
+  bool reserve(size_t bytes) {  // false if there is no room
+    if (size >= bytes) return true;
+    call = 0;
+    size = 0;
+    buffer.reset();
+    buffer.reset(new (std::nothrow) uint8_t[bytes + 64]());
+    if (!buffer) return false;
+    size = bytes;
+    return true;
+  }
+};
+
+thread_local Planes planes;
+std::atomic<uint64_t> calls{0};
 
 float at(PerChannel values, int64_t channel) { return values.values[values.count == 1 ? 0 : channel]; }
 
@@ -68,7 +78,7 @@ void shift_bits(const uint32_t* bits, int64_t plane, int64_t first, int64_t n, i
   }
 }
 
-// Moves the valid counts of a strip together; returns nothing, the caller knows how many there are.
+// Moves the valid counts of a strip together.
 void squeeze(const Plan& plan, int64_t first, int64_t positions, int channels, int32_t* counts, int64_t stride) {
   for (int o = 0; o < channels; ++o) {
     int32_t* row = counts + o * stride;
@@ -84,87 +94,118 @@ void squeeze(const Plan& plan, int64_t first, int64_t positions, int channels, i
   }
 }
 
-// Everything that both forms of the operator share. `fill(group_channel, n, run, words)` gives the signs of n channels
-// over a run of pixels; `use(image, out_channel, channels, start, n, counts, stride)` takes the counts of a block.
-struct Engine {
+// What both forms of the operator share.
+struct Work {
   const Isa& isa;
   const ConvShape& shape;
   const Plan& plan;
   const uint32_t* weights;
-  uint8_t* planes;
 
-  int64_t image_bytes() const { return plan.image_cells * isa.cell_bytes; }
+  int64_t group_blocks() const { return ceil_div(shape.group_outputs(), isa.block); }
 
-  int64_t fill_tasks() const { return plan.words * plan.groups * plan.row_runs; }
-
+  // Packs one slab. `fill(channel, n, pixel, pixels, words)` gives the signs of n channels for a run of pixels.
   template <typename Fill>
-  void fill_task(int64_t image_slot, int64_t task, const Fill& fill) const {
-    const int64_t run = task % plan.row_runs, word = task / plan.row_runs % plan.words;
-    const int64_t group = task / plan.row_runs / plan.words;
-    const int64_t channel = group * shape.group_channels() + word * kWordBits;
-    const int64_t n = std::min(kWordBits, shape.group_channels() - word * kWordBits);
-    uint8_t* cells = planes + image_slot * image_bytes() +
-                     (group * plan.words + word) * plan.word_cells * isa.cell_bytes;
-    const int64_t row_end = std::min((run + 1) * plan.rows_per_run, shape.height);
-    uint32_t words[kRunPixels];
-    for (int64_t row = run * plan.rows_per_run; row < row_end;) {
-      int64_t rows = 0;  // that follow each other and are read by some tap
-      while (row + rows < row_end && (rows + 1) * shape.width <= std::max(kRunPixels, shape.width) &&
-             plan.row_of(row + rows) >= 0) {
-        ++rows;
+  void pack(int64_t slab, uint8_t* cells, const Fill& fill) const {
+    std::memset(cells, 0, static_cast<size_t>(plan.slab_cells * isa.cell_bytes));
+    const int64_t base = slab * plan.slab_rows * shape.stride_h - shape.pad_top;
+    const int64_t begin = std::max<int64_t>(base, 0), end = std::min(base + plan.row_span, shape.height);
+    for (int64_t group = 0; group < shape.groups; ++group) {
+      for (int64_t word = 0; word < plan.words; ++word, cells += plan.word_cells * isa.cell_bytes) {
+        const int64_t channel = group * shape.group_channels() + word * kWordBits;
+        const int64_t n = std::min(kWordBits, shape.group_channels() - word * kWordBits);
+        for (int64_t row = begin; row < end;) {
+          int64_t rows = 0;  // that follow each other, are read by some tap, and fit into a run
+          while (row + rows < end && (rows == 0 || (rows + 1) * shape.width <= kRunPixels) &&
+                 row_plane(row + rows - base) >= 0) {
+            ++rows;
+          }
+          uint32_t words[kRunPixels];
+          for (int64_t x0 = 0; rows > 0 && x0 < shape.width; x0 += kRunPixels) {
+            const int64_t x1 = std::min(x0 + kRunPixels, shape.width);
+            fill(channel, n, row * shape.width + x0, rows > 1 ? rows * shape.width : x1 - x0, words);
+            for (int64_t r = 0; r < rows; ++r) place_row(row + r - base, x0, x1, words + r * shape.width, cells);
+          }
+          row += std::max<int64_t>(rows, 1);
+        }
       }
-      if (rows == 0) {
-        ++row;
-        continue;
-      }
-      for (int64_t x0 = 0; x0 < shape.width; x0 += kRunPixels) {
-        const int64_t x1 = std::min(x0 + kRunPixels, shape.width);
-        fill(channel, n, row * shape.width + x0, rows > 1 ? rows * shape.width : x1 - x0, words);
-        for (int64_t r = 0; r < rows; ++r) place_row(row + r, x0, x1, words + r * shape.width, cells);
-      }
-      row += rows;
     }
+  }
+
+  // Index among rows.residues of a row, counted from the slab's first input row; -1 if no tap reads it.
+  int64_t row_plane(int64_t row) const {
+    for (size_t i = 0; i < plan.rows.residues.size(); ++i) {
+      const Plan::Residue& r = plan.rows.residues[i];
+      if (row % shape.stride_h == r.residue) return row / shape.stride_h < r.needed ? static_cast<int64_t>(i) : -1;
+    }
+    return -1;
   }
 
   void place_row(int64_t row, int64_t x0, int64_t x1, const uint32_t* words, uint8_t* cells) const {
     const int64_t residues = static_cast<int64_t>(plan.columns.residues.size());
     for (int64_t q = 0; q < residues; ++q) {
       const Plan::Residue& r = plan.columns.residues[q];
-      // columns j of this residue show pixel j * stride + r.residue - pad_left
-      const int64_t base = shape.pad_left - r.residue;
+      const int64_t base = shape.pad_left - r.residue;  // index j shows pixel j * stride - base
+      if (x1 - 1 + base < 0) continue;
       const int64_t begin = std::max(r.first, ceil_div(std::max<int64_t>(x0 + base, 0), shape.stride_w));
       const int64_t end = std::min(r.last, (x1 - 1 + base) / shape.stride_w + 1);
-      if (x1 - 1 + base < 0 || begin >= end) continue;
-      const int64_t offset = (plan.row_of(row) * residues + q) * plan.plane_cells +
-                             plan.row_in_plane(row) * plan.pitch + begin;
+      if (begin >= end) continue;
+      const int64_t offset =
+          (row_plane(row) * residues + q) * plan.plane_cells + row / shape.stride_h * plan.pitch + begin;
       isa.place(words + (begin * shape.stride_w - base - x0), shape.stride_w, end - begin,
                 cells + offset * isa.cell_bytes, plan.cell_plane);
     }
   }
 
-  int64_t blocks() const { return ceil_div(shape.group_outputs(), isa.block); }
-
+  // Counts blocks [first_block, last_block), numbered through all groups, over one packed slab.
+  // `use(channel, channels, start, n, counts, stride)` takes n counts of each channel, from pixel `start` of the image.
   template <typename Use>
-  void count_chunk(int64_t image_slot, int64_t group, int64_t block, int64_t chunk, const Use& use) const {
+  void count(int64_t slab, int64_t first_block, int64_t last_block, const uint8_t* cells, const Use& use) const {
     alignas(64) int32_t counts[kMaxBlock * (kMaxStrip + kCountsSlack)];
     const int64_t stride = isa.strip + kCountsSlack;
+    const int64_t top = slab * plan.slab_rows, rows = std::min(plan.slab_rows, shape.out_height() - top);
+    const int64_t positions = plan.positions(rows);
     Counting job;
-    job.cells = planes + image_slot * image_bytes() + group * plan.words * plan.word_cells * isa.cell_bytes;
     job.offsets = plan.offsets.data();
     job.steps = static_cast<int64_t>(plan.offsets.size());
-    job.weights = weights + (group * blocks() + block) * job.steps * isa.block;
-    const int64_t channel = group * shape.group_outputs() + block * isa.block;
-    const int channels =
-        static_cast<int>(std::min<int64_t>(isa.block, shape.group_outputs() - block * isa.block));
-    const int64_t end = std::min((chunk + 1) * plan.chunk, plan.positions);
-    for (int64_t first = chunk * plan.chunk; first < end; first += isa.strip) {
-      const int64_t positions = std::min(isa.strip, end - first);
-      job.valid = plan.valid.data() + first / 16;
-      isa.count(job, first, positions, channels, counts, stride);
-      if (!isa.squeezes) squeeze(plan, first, positions, channels, counts, stride);
-      const int64_t start = plan.compact(first);
-      use(channel, channels, start, plan.compact(first + positions) - start, counts, stride);
+    for (int64_t block = first_block; block < last_block; ++block) {
+      const int64_t group = block / group_blocks(), in_group = block % group_blocks() * isa.block;
+      const int channels = static_cast<int>(std::min<int64_t>(isa.block, shape.group_outputs() - in_group));
+      job.cells = cells + group * plan.words * plan.word_cells * isa.cell_bytes;
+      job.weights = weights + block * job.steps * isa.block;
+      for (int64_t first = 0; first < positions; first += isa.strip) {
+        const int64_t n = std::min(isa.strip, positions - first);
+        job.valid = plan.valid.data() + first / 16;
+        isa.count(job, first, n, channels, counts, stride);
+        if (!isa.squeezes) squeeze(plan, first, n, channels, counts, stride);
+        const int64_t start = plan.compact(first);
+        use(group * shape.group_outputs() + in_group, channels, top * plan.out_width + start,
+            plan.compact(first + n) - start, counts, stride);
+      }
     }
+  }
+
+  // Runs body(image, slab, range, cells) once for each task, with that slab packed in cells.
+  template <typename Fill, typename Body>
+  void run(const Host& host, const Fill& fill, const Body& body) const {
+    const size_t bytes = static_cast<size_t>((plan.slab_cells + kOverread) * isa.cell_bytes);
+    if (!planes.reserve(bytes)) throw std::bad_alloc();
+    const uint64_t call = ++calls;
+    std::atomic<bool> no_room{false};
+    run_tasks(host, shape.batch * plan.slabs * plan.ranges, [&](int64_t task) {
+      const int64_t range = task % plan.ranges, image_slab = task / plan.ranges;
+      const int64_t image = image_slab / plan.slabs, slab = image_slab % plan.slabs;
+      if (!planes.reserve(bytes)) {
+        no_room = true;
+        return;
+      }
+      if (planes.call != call || planes.slab != image_slab) {
+        pack(slab, planes.cells(), [&](auto... run) { fill(image, run...); });
+        planes.call = call;
+        planes.slab = image_slab;
+      }
+      body(image, slab, range, planes.cells());
+    });
+    if (no_room) throw std::bad_alloc();
   }
 };
 
@@ -206,7 +247,7 @@ BinaryConv::~BinaryConv() = default;
 std::shared_ptr<const Plan> BinaryConv::plan_for(const ConvShape& shape) const {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!plan_ || plan_->height != shape.height || plan_->width != shape.width) {
-    plan_ = std::make_shared<const Plan>(make_plan(shape, *path_.isa, kTaskMacs, kRunPixels));
+    plan_ = std::make_shared<const Plan>(make_plan(shape, *path_.isa));
   }
   return plan_;
 }
@@ -216,53 +257,40 @@ void BinaryConv::run(const ConvShape& shape, const float* x, PerChannel shift, c
   if (!path_.isa) return reference::conv(shape, packed_.data(), x, shift, affine, y);
   const Isa& isa = *path_.isa;
   const std::shared_ptr<const Plan> plan = plan_for(shape);
+  const Work work{isa, shape, *plan, weights_.data()};
   const int64_t in_pixels = shape.height * shape.width, out_pixels = shape.out_height() * shape.out_width();
-  const int64_t image_bytes = plan->image_cells * isa.cell_bytes;
-  const int64_t slab = std::clamp<int64_t>(kSlabBytes / (shape.channels * in_pixels * 4), 1, shape.batch);
-  uint8_t* planes = planes_of(static_cast<size_t>(slab * image_bytes + kOverread * isa.cell_bytes));
-  const Engine engine{isa, shape, *plan, weights_.data(), planes};
+  const int64_t blocks = shape.groups * work.group_blocks(), shift_step = shift.count == 1 ? 0 : 1;
   const auto neutral = [](PerChannel p, float value) { return p.count == 1 && p.values[0] == value; };
-  const bool shifts = !neutral(affine.shift_in, 0) || !neutral(affine.shift_out, 0);
-  const bool rectify = shifts || !neutral(affine.slope, 1);
+  const bool rectify = !neutral(affine.slope, 1) || !neutral(affine.shift_in, 0) || !neutral(affine.shift_out, 0);
 
-  for (int64_t n0 = 0; n0 < shape.batch; n0 += slab) {
-    const int64_t images = std::min(slab, shape.batch - n0);
-    std::memset(planes, 0, static_cast<size_t>(images * image_bytes));
-    run_tasks(host, images * engine.fill_tasks(), [&](int64_t task) {
-      const int64_t slot = task / engine.fill_tasks();
-      const float* image = x + (n0 + slot) * shape.channels * in_pixels;
-      engine.fill_task(slot, task % engine.fill_tasks(),
-                       [&](int64_t channel, int64_t n, int64_t pixel, int64_t pixels, uint32_t* words) {
-                         const int64_t step = shift.count == 1 ? 0 : 1;
-                         isa.pack(image + channel * in_pixels + pixel, in_pixels, shift.values + channel * step, step,
-                                  n, pixels, words);
-                       });
-    });
-    const int64_t per_image = shape.groups * plan->chunks * engine.blocks();
-    run_tasks(host, images * per_image, [&](int64_t task) {
-      const int64_t block = task % engine.blocks(), chunk = task / engine.blocks() % plan->chunks;
-      const int64_t group = task / engine.blocks() / plan->chunks % shape.groups, slot = task / per_image;
-      const int64_t image = (n0 + slot) * shape.out_channels * out_pixels;
-      engine.count_chunk(slot, group, block, chunk,
-                         [&](int64_t channel, int channels, int64_t start, int64_t n, const int32_t* counts,
-                             int64_t stride) {
-                           for (int o = 0; o < channels; ++o) {
-                             const int64_t c = channel + o, offset = image + c * out_pixels + start;
-                             Finish f;
-                             f.fan_in = static_cast<float>(shape.fan_in());
-                             f.scale = at(affine.scale, c);
-                             f.bias = at(affine.bias, c);
-                             if (!affine.residual) f.bias += affine.residual_value;
-                             f.rectify = rectify;
-                             f.shift_in = at(affine.shift_in, c);
-                             f.slope = at(affine.slope, c);
-                             f.shift_out = at(affine.shift_out, c);
-                             isa.finish(f, counts + o * stride, affine.residual ? affine.residual + offset : nullptr,
-                                        y + offset, n);
-                           }
-                         });
-    });
-  }
+  work.run(
+      host,
+      [&](int64_t image, int64_t channel, int64_t n, int64_t pixel, int64_t pixels, uint32_t* words) {
+        isa.pack(x + (image * shape.channels + channel) * in_pixels + pixel, in_pixels,
+                 shift.values + channel * shift_step, shift_step, n, pixels, words);
+      },
+      [&](int64_t image, int64_t slab, int64_t range, const uint8_t* cells) {
+        const int64_t first = range * plan->range_blocks, last = std::min(first + plan->range_blocks, blocks);
+        const int64_t out = image * shape.out_channels * out_pixels;
+        work.count(slab, first, last, cells,
+                   [&](int64_t channel, int channels, int64_t start, int64_t n, const int32_t* counts,
+                       int64_t stride) {
+                     for (int o = 0; o < channels; ++o) {
+                       const int64_t c = channel + o, offset = out + c * out_pixels + start;
+                       Finish f;
+                       f.fan_in = static_cast<float>(shape.fan_in());
+                       f.scale = at(affine.scale, c);
+                       f.bias = at(affine.bias, c);
+                       if (!affine.residual) f.bias += affine.residual_value;
+                       f.rectify = rectify;
+                       f.shift_in = at(affine.shift_in, c);
+                       f.slope = at(affine.slope, c);
+                       f.shift_out = at(affine.shift_out, c);
+                       isa.finish(f, counts + o * stride, affine.residual ? affine.residual + offset : nullptr,
+                                  y + offset, n);
+                     }
+                   });
+      });
 }
 
 void BinaryConv::run_bits(const ConvShape& shape, const uint32_t* x, const int32_t* thresholds, uint32_t* y,
@@ -270,53 +298,37 @@ void BinaryConv::run_bits(const ConvShape& shape, const uint32_t* x, const int32
   if (!path_.isa) return reference::conv_bits(shape, packed_.data(), x, thresholds, y);
   const Isa& isa = *path_.isa;
   const std::shared_ptr<const Plan> plan = plan_for(shape);
+  const Work work{isa, shape, *plan, weights_.data()};
   const int64_t in_pixels = shape.height * shape.width, out_pixels = shape.out_height() * shape.out_width();
   const int64_t in_words = words_of(shape.channels), out_words = words_of(shape.out_channels);
-  const int64_t image_bytes = plan->image_cells * isa.cell_bytes;
-  const int64_t slab = std::clamp<int64_t>(kSlabBytes / (in_words * in_pixels * 4), 1, shape.batch);
-  uint8_t* planes = planes_of(static_cast<size_t>(slab * image_bytes + kOverread * isa.cell_bytes));
-  const Engine engine{isa, shape, *plan, weights_.data(), planes};
 
-  for (int64_t n0 = 0; n0 < shape.batch; n0 += slab) {
-    const int64_t images = std::min(slab, shape.batch - n0);
-    std::memset(planes, 0, static_cast<size_t>(images * image_bytes));
-    run_tasks(host, images * engine.fill_tasks(), [&](int64_t task) {
-      const int64_t slot = task / engine.fill_tasks();
-      const uint32_t* image = x + (n0 + slot) * in_words * in_pixels;
-      engine.fill_task(slot, task % engine.fill_tasks(),
-                       [&](int64_t channel, int64_t n, int64_t pixel, int64_t pixels, uint32_t* words) {
-                         shift_bits(image + pixel, in_pixels, channel, n, pixels, words);
-                       });
-    });
-    // Channels of several blocks share a word, so one task makes all of them for its pixels.
-    run_tasks(host, images * plan->chunks, [&](int64_t task) {
-      const int64_t slot = task / plan->chunks, chunk = task % plan->chunks;
-      uint32_t* image = y + (n0 + slot) * out_words * out_pixels;
-      const int64_t begin = plan->compact(chunk * plan->chunk);
-      const int64_t end = plan->compact(std::min((chunk + 1) * plan->chunk, plan->positions));
-      for (int64_t word = 0; word < out_words; ++word) {
-        std::memset(image + word * out_pixels + begin, 0, static_cast<size_t>(end - begin) * 4);
-      }
-      for (int64_t group = 0; group < shape.groups; ++group) {
-        for (int64_t block = 0; block < engine.blocks(); ++block) {
-          engine.count_chunk(slot, group, block, chunk,
-                             [&](int64_t channel, int channels, int64_t start, int64_t n, const int32_t* counts,
-                                 int64_t stride) {
-                               for (int o = 0; o < channels; ++o) {
-                                 const int64_t c = channel + o, k = shape.fan_in();
-                                 // dot < t  <=>  count > (k - t) / 2, rounded down; outside [-1, k] nothing changes
-                                 const int64_t room = k - static_cast<int64_t>(thresholds[c]);
-                                 const int64_t half = (room - (room < 0 ? 1 : 0)) / 2;
-                                 isa.threshold(counts + o * stride,
-                                               static_cast<int32_t>(std::clamp<int64_t>(half, -1, k)),
-                                               static_cast<int>(c % kWordBits),
-                                               image + c / kWordBits * out_pixels + start, n);
-                               }
-                             });
+  work.run(
+      host,
+      [&](int64_t image, int64_t channel, int64_t n, int64_t pixel, int64_t pixels, uint32_t* words) {
+        shift_bits(x + image * in_words * in_pixels + pixel, in_pixels, channel, n, pixels, words);
+      },
+      [&](int64_t image, int64_t slab, int64_t range, const uint8_t* cells) {
+        if (range > 0) return;  // channels of several blocks share a word, so one task makes all of them
+        uint32_t* out = y + image * out_words * out_pixels;
+        const int64_t begin = slab * plan->slab_rows * plan->out_width;
+        const int64_t end = std::min(begin + plan->slab_rows * plan->out_width, out_pixels);
+        for (int64_t word = 0; word < out_words; ++word) {
+          std::memset(out + word * out_pixels + begin, 0, static_cast<size_t>(end - begin) * 4);
         }
-      }
-    });
-  }
+        work.count(slab, 0, shape.groups * work.group_blocks(), cells,
+                   [&](int64_t channel, int channels, int64_t start, int64_t n, const int32_t* counts,
+                       int64_t stride) {
+                     for (int o = 0; o < channels; ++o) {
+                       const int64_t c = channel + o, k = shape.fan_in();
+                       // dot < t  <=>  count > (k - t) / 2, rounded down; beyond [-1, k] nothing changes
+                       const int64_t room = k - static_cast<int64_t>(thresholds[c]);
+                       const int64_t half = (room - (room < 0 ? 1 : 0)) / 2;
+                       const int32_t limit = static_cast<int32_t>(std::clamp<int64_t>(half, -1, k));
+                       isa.threshold(counts + o * stride, isa.count_base + limit, static_cast<int>(c % kWordBits),
+                                     out + c / kWordBits * out_pixels + start, n);
+                     }
+                   });
+      });
 }
 
 void pack_signs(const Path& path, int64_t batch, int64_t channels, int64_t pixels, const float* x, PerChannel shift,

@@ -39,6 +39,7 @@ struct Isa {
   int block;           // output channels counted together, at most kMaxBlock, a divisor of 32
   int64_t strip;       // positions counted at once: a multiple of 16 and of the tile's width
   bool squeezes;       // whether `count` drops junk positions itself
+  int32_t count_base;  // what `count` adds to every count
 
   // words[p] = bits of (x[c * plane + p] < shift[c * shift_step]), c < channels <= 32, for p < pixels. NaN gives 0.
   void (*pack)(const float* x, int64_t plane, const float* shift, int64_t shift_step, int64_t channels, int64_t pixels,
@@ -50,17 +51,17 @@ struct Isa {
   // The weight cell that `count` wants for cell `cell` of a weight word.
   uint32_t (*weight_cell)(uint32_t word, int cell);
 
-  // counts[o * stride + i] (+)= sum over steps s of popcount(cell at offsets[s] + first + i  xor  weight[s][o]),
+  // counts[o * stride + i] = count_base + sum over steps s of popcount(cell at offsets[s] + first + i  xor  weight[s][o]),
   // for o < channels <= block and i < positions <= strip; `first` is a multiple of strip. With `squeezes`, only valid
   // positions are written, one after another. Up to kOverread cells past the last position are read, and up to 64
   // counts past the last one overwritten.
   void (*count)(const Counting& job, int64_t first, int64_t positions, int channels, int32_t* counts, int64_t stride);
 
-  // y[i] = act((fan_in - 2 counts[i]) * scale + bias + residual[i]), residual may be null;
+  // With count_base subtracted from the counts: y[i] = act((fan_in - 2 counts[i]) * scale + bias + residual[i]), residual may be null;
   // act(v) = prelu(v - shift_in; slope) + shift_out, where prelu multiplies values < 0 by the slope. y may be residual.
   void (*finish)(const Finish& channel, const int32_t* counts, const float* residual, float* y, int64_t n);
 
-  // words[i] |= (counts[i] > limit) << bit
+  // words[i] |= (counts[i] > limit) << bit, both with count_base
   void (*threshold)(const int32_t* counts, int32_t limit, int bit, uint32_t* words, int64_t n);
 
   // Rounds of xor + popcount + add on registers alone, `rounds` times; returns how many binary MACs that was (for the

@@ -55,73 +55,122 @@ void place(const uint32_t* words, int64_t step, int64_t n, void* cells, int64_t)
 
 uint32_t weight_cell(uint32_t word, int) { return word; }
 
+// Sums start here: the bits of 2^23 as a float, so that `finish` may take a sum for the float 2^23 + count.
+constexpr int32_t kBase = 0x4b000000;
+
+// Two words a step. A plain sum takes xor, popcount, add for each word; adding both words into a register of
+// ones first, and counting only what it carries, takes 5 instructions for two:
+//   half = ones ^ a ^ u      next = half ^ b ^ v      carry = majority(ones, a ^ u, b ^ v) = f(ones, half, next)
+constexpr int kXor3 = 0x96;   // x ^ y ^ z
+constexpr int kCarry = 0x5c;  // of half, ones, next
+
+inline __attribute__((always_inline)) __m512i broadcast(const uint32_t* weight) {
+  __m512i value;
+  __asm__("vpbroadcastd %1, %0" : "=v"(value) : "m"(*weight));
+  return value;
+}
+
 template <int P, int O>
-inline __attribute__((always_inline)) int32_t* count_tile(const Counting& job, int64_t position, const uint16_t* valid,
-                                                          int32_t* counts, int64_t stride) {
+inline __attribute__((always_inline)) void count_tile(const Counting& job, const uint32_t* weights, int64_t position,
+                                                      const uint16_t* valid, int32_t* counts, int64_t stride) {
   const uint32_t* cells = static_cast<const uint32_t*>(job.cells) + position;
-  const uint32_t* weights = job.weights;
-  __m512i sum[O][P];
+  __m512i twos[O][P], ones[O][P];
+#pragma GCC unroll 8
   for (int o = 0; o < O; ++o) {
-    for (int p = 0; p < P; ++p) sum[o][p] = _mm512_setzero_si512();
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      twos[o][p] = _mm512_set1_epi32(kBase / 2);
+      ones[o][p] = _mm512_setzero_si512();
+    }
   }
-  const int32_t* end = job.offsets + job.steps;
-  for (const int32_t* offset = job.offsets; offset != end; ++offset, weights += kBlock) {
-    const uint32_t* source = cells + *offset;
-    __m512i cell[P];
-    for (int p = 0; p < P; ++p) cell[p] = _mm512_loadu_si512(source + p * kLanes);
+  const int32_t* offset = job.offsets;
+  const int32_t* end = offset + (job.steps & ~int64_t{1});
+  for (; offset != end; offset += 2, weights += 2 * kBlock) {
+    const uint32_t* first = cells + offset[0];
+    const uint32_t* second = cells + offset[1];
+    __m512i a[P], b[P];
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      a[p] = _mm512_loadu_si512(first + p * kLanes);
+      b[p] = _mm512_loadu_si512(second + p * kLanes);
+    }
 #pragma GCC unroll 8
     for (int o = 0; o < O; ++o) {
-      const __m512i weight = _mm512_set1_epi32(static_cast<int>(weights[o]));
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) {
-        sum[o][p] = _mm512_add_epi32(sum[o][p], _mm512_popcnt_epi32(_mm512_xor_si512(cell[p], weight)));
+        // Loading the weight anew for each register of pixels leaves it free to be overwritten: no moves.
+        __m512i half = broadcast(weights + o), next = broadcast(weights + kBlock + o);
+        half = _mm512_ternarylogic_epi32(half, ones[o][p], a[p], kXor3);
+        next = _mm512_ternarylogic_epi32(next, half, b[p], kXor3);
+        half = _mm512_ternarylogic_epi32(half, ones[o][p], next, kCarry);
+        ones[o][p] = next;
+        twos[o][p] = _mm512_add_epi32(twos[o][p], _mm512_popcnt_epi32(half));
+        __asm__ volatile("" : "+v"(twos[o][p]), "+v"(ones[o][p]));  // else gcc interleaves the outputs and spills
       }
     }
   }
-  for (int p = 0; p < P; ++p) {
-    const __mmask16 keep = valid[p];
-    for (int o = 0; o < O; ++o) {
-      _mm512_storeu_si512(counts + o * stride, _mm512_maskz_compress_epi32(keep, sum[o][p]));
+  if (job.steps & 1) {
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      const __m512i a = _mm512_loadu_si512(cells + *end + p * kLanes);
+#pragma GCC unroll 8
+      for (int o = 0; o < O; ++o) {
+        const __m512i differ = _mm512_xor_si512(a, _mm512_set1_epi32(static_cast<int>(weights[o])));
+        const __m512i carry = _mm512_and_si512(ones[o][p], differ);
+        ones[o][p] = _mm512_xor_si512(ones[o][p], differ);
+        twos[o][p] = _mm512_add_epi32(twos[o][p], _mm512_popcnt_epi32(carry));
+      }
     }
-    counts += __builtin_popcount(keep);
   }
-  return counts;
+#pragma GCC unroll 8
+  for (int o = 0; o < O; ++o) {
+    int32_t* target = counts + o * stride;
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(twos[o][p], 1), _mm512_popcnt_epi32(ones[o][p]));
+      _mm512_storeu_si512(target, _mm512_maskz_compress_epi32(valid[p], sum));
+      target += __builtin_popcount(valid[p]);
+    }
+  }
 }
 
-template <int O>
-void count_block(const Counting& job, int64_t first, int64_t positions, int32_t* counts, int64_t stride) {
-  int64_t vectors = (positions + kLanes - 1) / kLanes;
-  const uint16_t* valid = job.valid;
-  while (vectors > 0) {
-    // 4 are better done as 2 and 2 than as 3 and 1
-    const int64_t tile = vectors == 4 ? 2 : vectors < kTile ? vectors : kTile;
-    if (tile == 3) counts = count_tile<3, O>(job, first, valid, counts, stride);
-    if (tile == 2) counts = count_tile<2, O>(job, first, valid, counts, stride);
-    if (tile == 1) counts = count_tile<1, O>(job, first, valid, counts, stride);
-    first += tile * kLanes;
-    valid += tile;
-    vectors -= tile;
+template <int P>
+inline __attribute__((always_inline)) void count_tiles(const Counting& job, int64_t position, const uint16_t* valid,
+                                                       int channels, int32_t* counts, int64_t stride) {
+  for (int o = 0; o < channels; o += 4) {
+    count_tile<P, 4>(job, job.weights + o, position, valid, counts + o * stride, stride);
   }
 }
 
 void count(const Counting& job, int64_t first, int64_t positions, int channels, int32_t* counts, int64_t stride) {
-  if (channels > 4) return count_block<8>(job, first, positions, counts, stride);
-  if (channels > 1) return count_block<4>(job, first, positions, counts, stride);
-  return count_block<1>(job, first, positions, counts, stride);
+  const int64_t vectors = (positions + kLanes - 1) / kLanes;
+  for (int64_t i = 0; i < vectors; i += kTile) {
+    const uint16_t* valid = job.valid + i;
+    const int64_t position = first + i * kLanes, left = vectors - i;
+    if (left >= kTile) {
+      count_tiles<kTile>(job, position, valid, channels, counts, stride);
+    } else if (left == 2) {
+      count_tiles<2>(job, position, valid, channels, counts, stride);
+    } else {
+      count_tiles<1>(job, position, valid, channels, counts, stride);
+    }
+    for (int p = 0; p < kTile && p < left; ++p) counts += __builtin_popcount(valid[p]);
+  }
 }
 
 template <bool kResidual, bool kRectify>
 void finish_as(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
-  const __m512 fan_in = _mm512_set1_ps(f.fan_in), two = _mm512_set1_ps(2.0f);
-  const __m512 scale = _mm512_set1_ps(f.scale), bias = _mm512_set1_ps(f.bias);
-  const __m512 shift_in = _mm512_set1_ps(f.shift_in), slope = _mm512_set1_ps(f.slope);
-  const __m512 shift_out = _mm512_set1_ps(f.shift_out);
+  // (K - 2 count) * scale + bias, from f = 2^23 + count: (f - (2^23 + K / 2)) * (-2 scale) + bias, where the difference
+  // is exact; the half of an odd K goes into the bias. The shift in front of the activation goes there too.
+  const int32_t half = static_cast<int32_t>(f.fan_in) / 2;
+  const bool odd = static_cast<int32_t>(f.fan_in) % 2;
+  const __m512 middle = _mm512_set1_ps(8388608.0f + static_cast<float>(half)), scale = _mm512_set1_ps(-2.0f * f.scale);
+  const __m512 bias = _mm512_set1_ps((odd ? f.bias + f.scale : f.bias) - (kRectify ? f.shift_in : 0.0f));
+  const __m512 slope = _mm512_set1_ps(f.slope), shift_out = _mm512_set1_ps(f.shift_out);
   const auto value = [&](__m512i sum, __m512 added) {
-    __m512 v = _mm512_fnmadd_ps(two, _mm512_cvtepi32_ps(sum), fan_in);
-    v = _mm512_fmadd_ps(v, scale, bias);
+    __m512 v = _mm512_fmadd_ps(_mm512_sub_ps(_mm512_castsi512_ps(sum), middle), scale, bias);
     if (kResidual) v = _mm512_add_ps(v, added);
     if (kRectify) {
-      v = _mm512_sub_ps(v, shift_in);
       v = _mm512_mask_mul_ps(v, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ), v, slope);
       v = _mm512_add_ps(v, shift_out);
     }
@@ -161,6 +210,7 @@ void threshold(const int32_t* counts, int32_t limit, int bit, uint32_t* words, i
 int64_t bound(int64_t rounds, uint32_t* sink) {
   constexpr int kSums = 24;
   __m512i sum[kSums];
+#pragma GCC unroll 24
   for (int i = 0; i < kSums; ++i) sum[i] = _mm512_set1_epi32(static_cast<int>(*sink) + i);
   __m512i word = _mm512_set1_epi32(static_cast<int>(*sink));
   for (int64_t r = 0; r < rounds; ++r) {
@@ -169,6 +219,7 @@ int64_t bound(int64_t rounds, uint32_t* sink) {
       sum[i] = _mm512_add_epi32(sum[i], _mm512_popcnt_epi32(_mm512_xor_si512(sum[i], word)));
     }
   }
+#pragma GCC unroll 24
   for (int i = 0; i < kSums; ++i) *sink += static_cast<uint32_t>(_mm512_reduce_add_epi32(sum[i]));
   return rounds * kSums * kLanes * 32;
 }
@@ -176,7 +227,7 @@ int64_t bound(int64_t rounds, uint32_t* sink) {
 }  // namespace
 
 extern const Isa kAvx512;
-const Isa kAvx512 = {"avx512", 4,     1,     kBlock, 5 * kTile * kLanes, true, pack,
-                     place,    weight_cell, count, finish, threshold,          bound};
+const Isa kAvx512 = {"avx512", 4,     1,     kBlock, 5 * kTile * kLanes, true, kBase, pack,
+                     place, weight_cell, count, finish, threshold, bound};
 
 }  // namespace bnas

@@ -64,7 +64,7 @@ int64_t bound(int64_t rounds, uint32_t* sink) {
 }  // namespace
 
 extern const Isa kPortable;
-const Isa kPortable = {"portable", 4,    1,     kBlock,    256,    false, pack,
+const Isa kPortable = {"portable", 4,    1,     kBlock,    256,    false, 0, pack,
                        place,      weight_cell, count, finish, threshold, bound};
 
 }  // namespace bnas
