@@ -132,12 +132,14 @@ inline constexpr Entry<Status*(const KernelInfo*, char* text, size_t* size)> Ker
 inline constexpr Entry<Status*(const KernelInfo*, size_t index, int* is_constant, const Value**)>
     KernelInfoGetConstantInput_tensor{249};
 inline constexpr Entry<Status*(const ShapeContext*, size_t* count)> ShapeInferContext_GetInputCount{267};
-inline constexpr Entry<Status*(const ShapeContext*, size_t index, TensorInfo**)> ShapeInferContext_GetInputTypeShape{268};
+inline constexpr Entry<Status*(const ShapeContext*, size_t index, TensorInfo**)> ShapeInferContext_GetInputTypeShape{
+    268};
 inline constexpr Entry<Status*(const ShapeContext*, const char* name, const OpAttribute**)>
     ShapeInferContext_GetAttribute{269};
 inline constexpr Entry<Status*(const ShapeContext*, size_t index, const TensorInfo*)>
     ShapeInferContext_SetOutputTypeShape{270};
-inline constexpr Entry<Status*(const OpAttribute*, int attribute_type, void*, size_t bytes, size_t* used)> ReadOpAttr{272};
+inline constexpr Entry<Status*(const OpAttribute*, int attribute_type, void*, size_t bytes, size_t* used)> ReadOpAttr{
+    272};
 inline constexpr Entry<Status*(const KernelContext*, void (*task)(void* job, size_t index), size_t tasks,
                                size_t batches, void* job)>
     KernelContext_ParallelFor{274};

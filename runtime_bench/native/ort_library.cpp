@@ -65,7 +65,8 @@ void require_valid(const Shape& shape) {
 template <typename Shape>
 void set_image(const Tensor& x, int64_t planes, const std::string& what, Shape* shape) {
   if (x.rank != 4) refuse("x is " + x.text() + ", expected 4 axes");
-  if (x.dims[1] != planes) refuse("x is " + x.text() + ", expected " + std::to_string(planes) + " " + what + " in axis 1");
+  if (x.dims[1] != planes)
+    refuse("x is " + x.text() + ", expected " + std::to_string(planes) + " " + what + " in axis 1");
   shape->batch = x.dims[0];
   shape->height = x.dims[2];
   shape->width = x.dims[3];
@@ -259,8 +260,8 @@ class BinaryConv2dBits : public Kernel {
     if (threshold.count != shape.out_channels) {
       refuse("threshold has one element, expected one for each of " + std::to_string(shape.out_channels) + " channels");
     }
-    uint32_t* y = output<uint32_t>(
-        context, {shape.batch, words_of(shape.out_channels), shape.out_height(), shape.out_width()});
+    uint32_t* y =
+        output<uint32_t>(context, {shape.batch, words_of(shape.out_channels), shape.out_height(), shape.out_width()});
     if (shape.batch == 0) return;
     on_threads(context, [&](const Host& host) { conv->run_bits(shape, x.as<uint32_t>(), threshold.values, y, host); });
   }
@@ -498,9 +499,8 @@ CustomOpDomain* domain_for(const Api& api) {
   if (slot) return slot->domain;
   auto fresh = std::make_unique<Registration>();
   fresh->operators = {
-      make_operator(api, "BinaryConv2d",
-                    {kFloat, kUint8, kFloat, kFloat, kFloat, kFloat, kFloat, kFloat, kFloat}, kFloat,
-                    make<BinaryConv2d>, [](const Api& a, ShapeContext* c) { infer_conv(a, c, false); }),
+      make_operator(api, "BinaryConv2d", {kFloat, kUint8, kFloat, kFloat, kFloat, kFloat, kFloat, kFloat, kFloat},
+                    kFloat, make<BinaryConv2d>, [](const Api& a, ShapeContext* c) { infer_conv(a, c, false); }),
       make_operator(api, "BinaryConv2dBits", {kUint32, kUint8, kInt32}, kUint32, make<BinaryConv2dBits>,
                     [](const Api& a, ShapeContext* c) { infer_conv(a, c, true); }),
       make_operator(api, "PackSigns", {kFloat, kFloat}, kUint32, make<PackSigns>, infer_pack),
