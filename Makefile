@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint bench clean
+.PHONY: demo test slow lint native aarch64 sanitize neon-report clean
 
 demo: $(VENV)/ready
 	$(BIN)/bnas demo
@@ -20,12 +20,26 @@ lint: $(VENV)/ready
 	$(BIN)/mypy
 	PYTHONPATH=tests/typing $(BIN)/lint-imports --no-cache
 
-# The package is installed editable; a change of pyproject or of the pins installs again.
-$(VENV)/ready: pyproject.toml constraints.txt
+# The C++ alone: native for this machine, aarch64 cross-built (g++-aarch64-linux-gnu) for the tests under qemu-user and
+# for devices, sanitize with AddressSanitizer and UBSan.
+native aarch64 sanitize: $(VENV)/ready
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S runtime_bench/native -B build/$@ $(CMAKE_FLAGS_$@) --log-level=NOTICE
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/$@ -j 2
+
+CMAKE_FLAGS_aarch64 := -DCMAKE_TOOLCHAIN_FILE=aarch64.cmake
+CMAKE_FLAGS_sanitize := -DBNAS_SANITIZE=ON
+
+# What the NEON kernel should cost, from its machine code (needs g++-aarch64-linux-gnu and llvm-mca); not a measurement.
+neon-report: aarch64
+	$(BIN)/python benchmarks/neon_report.py
+
+# The package is installed editable; a change of pyproject, of the pins or of the C++ installs again.
+$(VENV)/ready: pyproject.toml constraints.txt $(wildcard runtime_bench/native/*.cpp runtime_bench/native/*.h) runtime_bench/native/CMakeLists.txt
 	$(PYTHON) -c 'import sys; sys.exit("bnas needs Python 3.10 to 3.12, this is " + sys.version.split()[0] + "; choose one with: make PYTHON=python3.11") if not (3, 10) <= sys.version_info[:2] <= (3, 12) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all,dev]'
+	@$(BIN)/python -c 'import bnas; bnas.ops_library_path()' 2>/dev/null || echo 'note: no native kernels; see why with: $(BIN)/pip install -v --no-deps -e .'
 	touch $@
 
 clean:

@@ -1,3 +1,13 @@
 """Search, train, export and bench 1-bit convolutional networks that meet a latency budget on your device."""
 
 __version__ = "0.1.0"
+
+
+def ops_library_path() -> str:
+    """Where the operators of domain `ai.bnas` lie, for onnxruntime's `SessionOptions.register_custom_ops_library`.
+
+    Raises InputError, saying how to get them, if they were not built when bnas was installed.
+    """
+    from bnas.runtime_bench import native_library
+
+    return str(native_library.path_of(native_library.LIBRARY))

@@ -59,6 +59,14 @@ class EngineInfo(_Record):
     version: str | None = None
     operators: str | None = None
 
+    @property
+    def text(self) -> str:
+        """For reading: native-avx512 (onnxruntime 1.31.1, operators 0.1.0)."""
+        parts = [" ".join(filter(None, (self.runtime, self.version)))]
+        if self.operators:
+            parts.append(f"operators {self.operators}")
+        return f"{self.name} ({', '.join(parts)})"
+
 
 class Row(_Record):
     """One unit's time at batch 1: percentiles over `count` samples."""

@@ -10,8 +10,8 @@ import numpy as np
 
 from bnas.profiles.errors import InputError
 
-from . import machine
-from .engines import Engine, may_claim_speedup, open_engine
+from . import machine, native_library
+from .engines import FUNCTION_FLOAT, Engine, may_claim_speedup, open_engine
 from .measure import Measurement, run_interleaved
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
@@ -28,8 +28,9 @@ def bench_files(
     """Time every file (label -> path) at each thread count (default: one, and all usable cores), `seconds` for each.
 
     JSON-ready: "environment" (`machine.describe()` before, and under "after" once more), "seconds", "results" (one per
-    thread count and file: label, path, bytes, engine, runtime, version, threads, load_ms, first_run_ms, p10_ms, p50_ms,
-    p90_ms, count, samples_ns), "speedups" (see `speedups`) and "no_speedup_reason" (None if there are any).
+    thread count and file: label, path, bytes, engine, runtime, version, operators, threads, load_ms, first_run_ms,
+    p10_ms, p50_ms, p90_ms, count, samples_ns), "speedups" (see `speedups`) and "no_speedup_reason" (None if there are
+    any).
     """
     if not files:
         raise InputError("nothing to bench; name at least one .onnx or .tflite file")
@@ -86,7 +87,10 @@ def _reason(engines: Sequence[str]) -> str:
     if len(engines) == 1 or all(map(may_claim_speedup, engines)):
         return "nothing to compare with"
     names = ", ".join(sorted(set(engines)))
-    return f"a speed-up needs native kernels or Larq Compute Engine on 64-bit ARM; here ran: {names}"
+    reason = f"a speed-up needs native kernels or Larq Compute Engine on 64-bit ARM; here ran: {names}"
+    if FUNCTION_FLOAT in engines and native_library.operator_library() is None:
+        reason += f", because {native_library.NOT_BUILT}"
+    return reason
 
 
 def _report(progress: Progress | None, threads: int, seconds: float, passed: float) -> None:
@@ -102,6 +106,7 @@ def _file(path: Path, engine: Engine) -> dict[str, Any]:
         "bytes": path.stat().st_size,
         "runtime": engine.runtime,
         "version": engine.version,
+        "operators": engine.operators,
         "load_ms": engine.load_ms,
     }
 

@@ -9,7 +9,7 @@ import numpy as np
 from bnas.profiles.errors import InputError
 from bnas.profiles.schema import EngineInfo
 
-from . import network_file
+from . import native_library, network_file
 from .lce_engine import LceEngine
 from .ort_engine import FUNCTION_FLOAT, OrtEngine
 
@@ -17,9 +17,10 @@ from .ort_engine import FUNCTION_FLOAT, OrtEngine
 class Engine(Protocol):
     """A loaded network file. Arrays are in the file's own layout, the batch axis first."""
 
-    name: str  # what computes: function-float, onnxruntime, lce, lce-portable
+    name: str  # what computes: native-avx512 (or another path), function-float, onnxruntime, lce, lce-portable
     runtime: str
     version: str
+    operators: str | None  # version of our operator library where it computes
     threads: int
     metadata: dict[str, Any]
     load_ms: float
@@ -45,26 +46,38 @@ class Engine(Protocol):
         """A function that runs the network once on fixed random inputs, with as little around it as possible."""
 
 
-def open_engine(source: network_file.Source, threads: int = 1, *, extra_outputs: Sequence[str] = ()) -> Engine:
-    """Load a .onnx or .tflite file, or its bytes, on `threads` threads. Raises InputError naming a file that is bad.
+def open_engine(
+    source: network_file.Source, threads: int = 1, *, extra_outputs: Sequence[str] = (), kernels: bool = True
+) -> Engine:
+    """Load a .onnx or .tflite file, or its bytes, on `threads` threads. Raises InputError naming a file that is bad,
+    or a path in BNAS_ISA that this processor does not have.
 
-    extra_outputs: names of inner tensors that `run_all` shall return too.
+    extra_outputs: names of inner tensors that `run_all` shall return too. kernels: whether a .onnx with our operators
+    runs on our kernels, where they were built; otherwise the function bodies in the file are run.
     """
     if threads < 1:
         raise InputError(f"threads must be at least 1, got {threads}")
     data, where, suffix = network_file.read(source)
     if suffix == ".tflite":
         return LceEngine(data, where, threads, extra_outputs)
-    return OrtEngine(data, where, threads, extra_outputs, path=None if isinstance(source, bytes) else Path(source))
+    path = None if isinstance(source, bytes) else Path(source)
+    return OrtEngine(data, where, threads, extra_outputs, kernels=kernels, path=path)
 
 
 def onnx_engine() -> EngineInfo:
     """What executes `ai.bnas` units in .onnx files on this machine: the key of a latency table measured here."""
     import onnxruntime
 
-    return EngineInfo(name=FUNCTION_FLOAT, runtime="onnxruntime", version=onnxruntime.__version__)
+    built = native_library.operator_library() is not None
+    return EngineInfo(
+        name=native_library.engine_name() if built else FUNCTION_FLOAT,
+        runtime="onnxruntime",
+        version=onnxruntime.__version__,
+        operators=native_library.version() if built else None,
+    )
 
 
 def may_claim_speedup(engine_name: str) -> bool:
-    """Only kernels written for the processor may be compared for speed: ours, and LCE's on ARM."""
-    return engine_name.startswith("native-") or engine_name == "lce"
+    """Only kernels meant to be fast may be compared for speed: ours but the naive ones, and LCE's on ARM."""
+    ours = engine_name.startswith(native_library.PREFIX) and engine_name != native_library.REFERENCE
+    return ours or engine_name == "lce"

@@ -9,7 +9,7 @@ import numpy as np
 
 from bnas.profiles.errors import InputError
 
-from . import network_file
+from . import native_library, network_file
 
 OPERATOR_DOMAIN = "ai.bnas"
 FUNCTION_FLOAT = "function-float"  # our operators by their function bodies: float arithmetic
@@ -23,19 +23,30 @@ _DTYPES = {
 
 
 class OrtEngine:
-    """ONNX Runtime on the CPU. `function-float` if the file holds our operators: their function bodies are run."""
+    """ONNX Runtime on the CPU. If the file holds our operators, they run on our kernels (`native-avx512` and so on);
+    without those, or with kernels=False, their function bodies are run (`function-float`)."""
 
     runtime = "onnxruntime"
 
     def __init__(
-        self, data: bytes, where: str, threads: int, extra_outputs: Sequence[str] = (), path: Path | None = None
+        self,
+        data: bytes,
+        where: str,
+        threads: int,
+        extra_outputs: Sequence[str] = (),
+        *,
+        kernels: bool = True,
+        path: Path | None = None,
     ) -> None:
         import onnxruntime
 
         model = _parse_onnx(data, where)
-        ours = any(node.domain == OPERATOR_DOMAIN for node in model.graph.node)
-        self.name = FUNCTION_FLOAT if ours else "onnxruntime"
+        ours = {node.op_type for node in model.graph.node if node.domain == OPERATOR_DOMAIN}
+        library = native_library.operator_library() if kernels and ours else None
+        native = library is not None and ours <= native_library.OPERATORS
+        self.name = native_library.engine_name() if native else FUNCTION_FLOAT if ours else "onnxruntime"
         self.version: str = onnxruntime.__version__
+        self.operators = native_library.version() if native else None
         self.threads = threads
         self.metadata: dict[str, Any] = {entry.key: entry.value for entry in model.metadata_props}
         self._where = where
@@ -48,6 +59,8 @@ class OrtEngine:
         options.log_severity_level = 3
         # Idle threads of one session would otherwise spin for milliseconds on the cores the next session needs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if native:
+            options.register_custom_ops_library(str(library))
         source = data if path is None else str(path)  # from the file, weights stored beside it are found
         started = time.perf_counter()
         try:

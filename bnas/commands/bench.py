@@ -14,7 +14,7 @@ from ..console import Progress, output, progress, result, say
 from . import settings
 
 if TYPE_CHECKING:
-    from bnas.profiles.schema import Profile
+    from bnas.profiles.schema import EngineInfo, Profile
 
 TWINS = ("fp32", "int8")
 
@@ -92,14 +92,20 @@ def _predicted(run: runs.Run, profile: Profile, document: dict) -> dict:
             "comparable": False,
             "reason": f"predicted for {profile.device.name}, measured on this machine",
         }
-    if row is None or (row["engine"], row["version"]) != (profile.engine.name, profile.engine.version):
+    if row is None or _engine(row) != profile.engine:
         return predicted | {
             "comparable": False,
-            "reason": f"predicted for {profile.engine.name} {profile.engine.version} with {profile.threads} threads, "
-            "which was not measured; rebuild the profile: bnas profiles build --device local",
+            "reason": f"predicted for {profile.engine.text} with {profile.threads} threads, which was not measured; "
+            "rebuild the profile: bnas profiles build --device local",
         }
     measured = row["p50_ms"]
     return predicted | {"comparable": True, "measured_ms": measured, "deviation": measured / found["predicted_ms"] - 1}
+
+
+def _engine(row: dict) -> EngineInfo:
+    from bnas.profiles.schema import EngineInfo
+
+    return EngineInfo(name=row["engine"], runtime=row["runtime"], version=row["version"], operators=row["operators"])
 
 
 def _show(document: dict) -> None:

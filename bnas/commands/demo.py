@@ -100,7 +100,7 @@ def _is_ours(profile: Path) -> bool:
         known = load_profile(profile)
     except InputError:
         return False
-    return known.device.fingerprint == machine.fingerprint() and settings.is_current(known)
+    return known.device.fingerprint == machine.fingerprint() and not settings.outdated(known)
 
 
 def _guided_by_another(profile: Path) -> bool:

@@ -208,9 +208,7 @@ def _show(profile: Profile) -> None:
 
     table = Table(title=f"profile {profile.name} ({profile.source})", show_header=False)
     table.add_row("device", f"{profile.device.name}: {profile.description}")
-    table.add_row(
-        "engine", f"{profile.engine.name} ({' '.join(filter(None, (profile.engine.runtime, profile.engine.version)))})"
-    )
+    table.add_row("engine", profile.engine.text)
     table.add_row("threads, batch", f"{profile.threads}, {profile.batch}")
     table.add_row("error", f"±{profile.error:.1%} ({profile.error_source})")
     if profile.cost_model:

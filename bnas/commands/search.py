@@ -96,10 +96,10 @@ def do_search(
         spend = replace(spend, training=replace(spend.training, epochs=_positive("--epochs", epochs)))
     device = settings.pick_device(accelerator)
     device_profile = load_profile(profile)
-    if not settings.is_current(device_profile):
+    if reason := settings.outdated(device_profile):
         raise InputError(
-            f"profile {profile} was measured with onnxruntime {device_profile.engine.version}, another version than "
-            f"is installed; measure again: bnas profiles build --device local --space {space} --out FILE.yaml"
+            f"profile {profile} was {reason}; measure again: bnas profiles build --device local --space {space} "
+            f"--threads {device_profile.threads} --out {profile}"
         )
     images = settings.load_data(data, report)
     the_space = make_space(space, images.shape, len(images.classes))

@@ -56,14 +56,15 @@ def check_measuring(threads: int | None, seconds: float) -> None:
         raise InputError(f"--seconds {seconds} must be positive and finite")
 
 
-def is_current(profile: Profile) -> bool:
-    """False for a profile measured on this machine with another version of the runtime than is installed now."""
-    from importlib.metadata import version
-
+def outdated(profile: Profile) -> str:
+    """Why a profile that was measured on this machine does not hold for what runs here now; empty if it does."""
     from bnas.runtime_bench import machine
+    from bnas.runtime_bench.engines import onnx_engine
 
-    here = profile.device.fingerprint == machine.fingerprint() and profile.engine.runtime == "onnxruntime"
-    return not here or profile.engine.version == version("onnxruntime")
+    if profile.device.fingerprint != machine.fingerprint() or profile.engine.runtime != "onnxruntime":
+        return ""
+    engine = onnx_engine()
+    return "" if profile.engine == engine else f"measured with {profile.engine.text}, but here runs {engine.text}"
 
 
 def load_data(config: dict, report: Progress) -> ImageSet:

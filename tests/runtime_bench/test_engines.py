@@ -44,11 +44,48 @@ def test_a_free_batch_axis_and_a_larger_one(conv: Callable[..., bytes]) -> None:
         pairs.run(x[:3])
 
 
-def test_our_operator_is_named_function_float(with_our_operator: bytes) -> None:
+def test_an_operator_that_no_kernel_knows_runs_by_its_function_body(with_our_operator: bytes) -> None:
     engine = open_engine(with_our_operator)
-    assert engine.name == onnx_engine().name == "function-float"
+    assert (engine.name, engine.operators) == ("function-float", None)
     x = engine.random_input(np.random.default_rng(1))
     np.testing.assert_array_equal(engine.run(x), 2 * x)
+
+
+@pytest.fixture(scope="module")
+def unit() -> bytes:
+    from bnas.export.units import unit_model
+    from bnas.profiles.workload import Workload
+
+    workload = Workload("binary_conv", 1, 33, 40, 9, 8, kernel=3, epilogue=("residual", "prelu"))
+    return unit_model(workload).SerializeToString()
+
+
+def test_our_operators_run_on_our_kernels(
+    unit: bytes, require: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require("bnas.runtime_bench.native._native")
+    from bnas.runtime_bench.native import _native
+
+    body = open_engine(unit, kernels=False)
+    assert (body.name, body.operators) == ("function-float", None)
+    expected = body.call(np.random.default_rng(2))()
+    assert onnx_engine().name == f"native-{_native.paths()[-1]}"
+    for path in _native.paths():
+        monkeypatch.setenv("BNAS_ISA", path)
+        engine = open_engine(unit, threads=2)
+        assert engine.name == onnx_engine().name == f"native-{path}"
+        assert engine.operators == onnx_engine().operators == _native.version
+        found = engine.call(np.random.default_rng(2))()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)  # sums of 297 signs, in another order
+    monkeypatch.setenv("BNAS_ISA", "sse9")
+    assert "BNAS_ISA=sse9 is not one of reference, portable" in refusal(unit)
+    assert open_engine(unit, kernels=False).name == "function-float"
+
+
+def test_without_the_kernels_the_function_body_runs(unit: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bnas.runtime_bench.native.__path__", [])
+    assert open_engine(unit).name == onnx_engine().name == "function-float"
+    assert onnx_engine().operators is None
 
 
 def test_extra_outputs_of_onnx(conv: Callable[..., bytes]) -> None:
@@ -168,7 +205,10 @@ def test_a_missing_package_names_the_extra(tflite: Path, monkeypatch: pytest.Mon
 def test_who_may_claim_a_speedup() -> None:
     entitled = [
         name
-        for name in ("function-float", "onnxruntime", "lce-portable", "lce", "native-avx2", "native-neon", "analytic")
+        for name in (
+            *("function-float", "onnxruntime", "lce-portable", "lce", "analytic", "native-reference"),
+            *("native-portable", "native-avx2", "native-avx512", "native-neon"),
+        )
         if may_claim_speedup(name)
     ]
-    assert entitled == ["lce", "native-avx2", "native-neon"]
+    assert entitled == ["lce", "native-portable", "native-avx2", "native-avx512", "native-neon"]

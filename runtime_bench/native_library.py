@@ -1,0 +1,68 @@
+"""What was compiled when bnas was installed: where it lies, and which kernels it chooses on this processor."""
+
+import ctypes
+from pathlib import Path
+
+from bnas.profiles.errors import InputError
+
+LIBRARY = "libbnas_ort.so"  # the operators of domain ai.bnas for onnxruntime
+RUNNER = "bnas-runner"
+OPERATORS = frozenset({"BinaryConv2d", "PackSigns", "BinaryConv2dBits", "BinaryMaxPool2d"})
+PREFIX = "native-"  # of the engine's name; the path follows: native-avx512
+REFERENCE = PREFIX + "reference"  # the naive loops that are the specification: no speed is claimed for them
+NOT_BUILT = (
+    "the native kernels of bnas were not built when it was installed; install a C++17 compiler (Debian: apt install "
+    "g++), then bnas again: pip install --force-reinstall --no-deps --no-cache-dir bnas"
+)
+
+
+def operator_library() -> Path | None:
+    """The operator library, None if it was not built."""
+    return _built(LIBRARY)
+
+
+def path_of(name: str) -> Path:
+    """LIBRARY or RUNNER. Raises InputError, saying how to get it, if it was not built."""
+    path = _built(name)
+    if path is None:
+        raise InputError(f"{name} is missing: {NOT_BUILT}")
+    return path
+
+
+def engine_name() -> str:
+    """`native-avx512` or what else the operator library runs here and now; BNAS_ISA decides if it is set.
+
+    Raises InputError if the library was not built or BNAS_ISA names no path of this processor.
+    """
+    isa = _call(path_of(LIBRARY), "bnas_isa")
+    if not isa:
+        raise InputError(_wrong_isa())
+    return PREFIX + isa
+
+
+def version() -> str:
+    """Of the operator library. Raises InputError if it was not built."""
+    return _call(path_of(LIBRARY), "bnas_native_version")
+
+
+def _built(name: str) -> Path | None:
+    from . import native
+
+    found = (Path(folder, name) for folder in native.__path__)  # an editable install has two folders
+    return next((path for path in found if path.is_file()), None)
+
+
+def _call(library: Path, function: str) -> str:
+    call = getattr(ctypes.CDLL(str(library)), function)
+    call.restype = ctypes.c_char_p
+    return (call() or b"").decode()
+
+
+def _wrong_isa() -> str:
+    from .native import _native
+
+    try:
+        _native.selected()
+    except ValueError as error:
+        return f"{error}; leave it unset for the fastest"
+    return "the native kernels do not run on this processor"
