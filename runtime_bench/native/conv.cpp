@@ -165,6 +165,7 @@ struct Work {
     const int64_t top = slab * plan.slab_rows, rows = std::min(plan.slab_rows, shape.out_height() - top);
     const int64_t positions = plan.positions(rows);
     Counting job;
+    job.junk = plan.pitch != plan.out_width;
     job.offsets = plan.offsets.data();
     job.steps = static_cast<int64_t>(plan.offsets.size());
     for (int64_t block = first_block; block < last_block; ++block) {
@@ -176,7 +177,7 @@ struct Work {
         const int64_t n = std::min(isa.strip, positions - first);
         job.valid = plan.valid.data() + first / 16;
         isa.count(job, first, n, channels, counts, stride);
-        if (!isa.squeezes) squeeze(plan, first, n, channels, counts, stride);
+        if (job.junk && !isa.squeezes) squeeze(plan, first, n, channels, counts, stride);
         const int64_t start = plan.compact(first);
         use(group * shape.group_outputs() + in_group, channels, top * plan.out_width + start,
             plan.compact(first + n) - start, counts, stride);

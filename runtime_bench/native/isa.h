@@ -21,6 +21,7 @@ struct Counting {
   const uint32_t* weights;  // [steps, block]: weight cells
   int64_t steps;
   const uint16_t* valid;  // one bit per position, 16 a word: 0 for junk. Read by instruction sets that squeeze.
+  bool junk;              // whether there is any
 };
 
 // act(v) of one output channel; see `finish`.

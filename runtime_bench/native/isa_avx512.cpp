@@ -70,7 +70,7 @@ inline __attribute__((always_inline)) __m512i broadcast(const uint32_t* weight) 
   return value;
 }
 
-template <int P, int O>
+template <int P, int O, bool kJunk>
 inline __attribute__((always_inline)) void count_tile(const Counting& job, const uint32_t* weights, int64_t position,
                                                       const uint16_t* valid, int32_t* counts, int64_t stride) {
   const uint32_t* cells = static_cast<const uint32_t*>(job.cells) + position;
@@ -128,37 +128,44 @@ inline __attribute__((always_inline)) void count_tile(const Counting& job, const
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
       const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(twos[o][p], 1), _mm512_popcnt_epi32(ones[o][p]));
-      _mm512_storeu_si512(target, _mm512_maskz_compress_epi32(valid[p], sum));
-      target += __builtin_popcount(valid[p]);
+      _mm512_storeu_si512(target, kJunk ? _mm512_maskz_compress_epi32(valid[p], sum) : sum);
+      target += kJunk ? __builtin_popcount(valid[p]) : kLanes;
     }
   }
 }
 
-template <int P>
+template <int P, bool kJunk>
 inline __attribute__((always_inline)) void count_tiles(const Counting& job, int64_t position, const uint16_t* valid,
                                                        int channels, int32_t* counts, int64_t stride) {
   for (int o = 0; o < channels; o += 4) {
-    count_tile<P, 4>(job, job.weights + o, position, valid, counts + o * stride, stride);
+    count_tile<P, 4, kJunk>(job, job.weights + o, position, valid, counts + o * stride, stride);
+  }
+}
+
+template <bool kJunk>
+void count_strip(const Counting& job, int64_t first, int64_t positions, int channels, int32_t* counts,
+                 int64_t stride) {
+  const int64_t vectors = (positions + kLanes - 1) / kLanes;
+  for (int64_t i = 0; i < vectors; i += kTile) {
+    const uint16_t* valid = kJunk ? job.valid + i : nullptr;
+    const int64_t position = first + i * kLanes, left = vectors - i;
+    if (left >= kTile) {
+      count_tiles<kTile, kJunk>(job, position, valid, channels, counts, stride);
+    } else if (left == 2) {
+      count_tiles<2, kJunk>(job, position, valid, channels, counts, stride);
+    } else {
+      count_tiles<1, kJunk>(job, position, valid, channels, counts, stride);
+    }
+    for (int p = 0; p < kTile && p < left; ++p) counts += kJunk ? __builtin_popcount(valid[p]) : kLanes;
   }
 }
 
 void count(const Counting& job, int64_t first, int64_t positions, int channels, int32_t* counts, int64_t stride) {
-  const int64_t vectors = (positions + kLanes - 1) / kLanes;
-  for (int64_t i = 0; i < vectors; i += kTile) {
-    const uint16_t* valid = job.valid + i;
-    const int64_t position = first + i * kLanes, left = vectors - i;
-    if (left >= kTile) {
-      count_tiles<kTile>(job, position, valid, channels, counts, stride);
-    } else if (left == 2) {
-      count_tiles<2>(job, position, valid, channels, counts, stride);
-    } else {
-      count_tiles<1>(job, position, valid, channels, counts, stride);
-    }
-    for (int p = 0; p < kTile && p < left; ++p) counts += __builtin_popcount(valid[p]);
-  }
+  return job.junk ? count_strip<true>(job, first, positions, channels, counts, stride)
+                   : count_strip<false>(job, first, positions, channels, counts, stride);
 }
 
-template <bool kResidual, bool kRectify>
+template <bool kResidual, bool kRectify, bool kShift>
 void finish_as(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
   // (K - 2 count) * scale + bias, from f = 2^23 + count: (f - (2^23 + K / 2)) * (-2 scale) + bias, where the difference
   // is exact; the half of an odd K goes into the bias. The shift in front of the activation goes there too.
@@ -172,7 +179,7 @@ void finish_as(const Finish& f, const int32_t* counts, const float* residual, fl
     if (kResidual) v = _mm512_add_ps(v, added);
     if (kRectify) {
       v = _mm512_mask_mul_ps(v, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ), v, slope);
-      v = _mm512_add_ps(v, shift_out);
+      if (kShift) v = _mm512_add_ps(v, shift_out);
     }
     return v;
   };
@@ -188,13 +195,15 @@ void finish_as(const Finish& f, const int32_t* counts, const float* residual, fl
   }
 }
 
+template <bool kResidual>
+void finish_with(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
+  if (!f.rectify) return finish_as<kResidual, false, false>(f, counts, residual, y, n);
+  return f.shift_out == 0 ? finish_as<kResidual, true, false>(f, counts, residual, y, n)
+                          : finish_as<kResidual, true, true>(f, counts, residual, y, n);
+}
+
 void finish(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
-  if (residual) {
-    return f.rectify ? finish_as<true, true>(f, counts, residual, y, n)
-                     : finish_as<true, false>(f, counts, residual, y, n);
-  }
-  return f.rectify ? finish_as<false, true>(f, counts, residual, y, n)
-                   : finish_as<false, false>(f, counts, residual, y, n);
+  return residual ? finish_with<true>(f, counts, residual, y, n) : finish_with<false>(f, counts, residual, y, n);
 }
 
 void threshold(const int32_t* counts, int32_t limit, int bit, uint32_t* words, int64_t n) {
@@ -227,7 +236,7 @@ int64_t bound(int64_t rounds, uint32_t* sink) {
 }  // namespace
 
 extern const Isa kAvx512;
-const Isa kAvx512 = {"avx512", 4,     1,     kBlock, 5 * kTile * kLanes, true, kBase, pack,
+const Isa kAvx512 = {"avx512", 4,     1,     kBlock, 10 * kTile * kLanes, true, kBase, pack,
                      place, weight_cell, count, finish, threshold, bound};
 
 }  // namespace bnas
