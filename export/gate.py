@@ -214,11 +214,12 @@ class _Tap:
 class ExposedOnnx:
     """A copy of a .onnx, run by onnxruntime with its default optimisations, that shows each binary convolution.
 
+    Our operators run by their function bodies, or with a `library` on the kernels in it.
     Where the file keeps bits in front of a unit, x is `shift` plus or minus something (or what they were packed from);
     where it keeps them behind, y is +-1, stage "sign".
     """
 
-    def __init__(self, path: Path | str, graph: Graph) -> None:
+    def __init__(self, path: Path | str, graph: Graph, library: Path | None = None) -> None:
         import onnx
         import onnxruntime
 
@@ -235,6 +236,8 @@ class ExposedOnnx:
             model.graph.output.append(onnx.helper.make_tensor_value_info(name, dtype, None))
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        if library:
+            options.register_custom_ops_library(str(library))
         self._session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
@@ -277,3 +280,22 @@ def _unit_values(tap: _Tap, values: dict[str, np.ndarray]) -> UnitValues:
 def expose_onnx(path: Path | str, graph: Graph) -> ExposedOnnx:
     """The file at `path`, written from `graph`, ready for `check`."""
     return ExposedOnnx(path, graph)
+
+
+def expose_onnx_kernels(path: Path | str, graph: Graph) -> ExposedOnnx | None:
+    """The same on our kernels; None where they were not built or the file has no use for them.
+
+    Raises InputError if BNAS_ISA names a path that this processor does not have.
+    """
+    import onnx
+
+    from bnas.runtime_bench import native_library
+
+    from .onnx_functions import DOMAIN
+
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    library = native_library.library_for({node.op_type for node in nodes if node.domain == DOMAIN})
+    if library is None:
+        return None
+    native_library.engine_name()
+    return ExposedOnnx(path, graph, library)

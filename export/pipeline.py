@@ -12,8 +12,8 @@ from torch import nn
 
 from bnas.profiles.errors import InputError, unknown
 
-from .capture import capture
-from .gate import ExposedFile, GateError, check, expose_onnx
+from .capture import Captured, capture
+from .gate import ExposedFile, GateError, check, expose_onnx, expose_onnx_kernels
 from .graph import Graph
 from .lowering import Lowered, lower
 
@@ -38,6 +38,7 @@ def export_network(
     images: float32 [N, C, H, W], normalised as the module expects, at least 300; they also calibrate the int8 twin.
     metadata: text stored in the file. twins: also write `NAME.fp32.onnx` and `NAME.int8.onnx` next to it.
     progress(stage, done, total) is called with the stages "capture", "write", "check" (in images) and "twins".
+    The report's "kernels" is what a second check found with our kernels, None if the file does not run on them.
     Raises InputError for what cannot be exported, GateError if the written file computes something else.
     """
     report = progress or (lambda stage, done, total: None)
@@ -62,13 +63,17 @@ def export_network(
         if binary_convs != wanted:
             raise GateError(f"{path.name} holds {binary_convs} of {wanted} binary convolutions")
         report("write", 1, 1)
-        gate = check(
-            captured,
-            lowered,
-            expose(partial, lowered.graph),
-            images,
-            progress=lambda done, total: report("check", done, total),
-        )
+        kernels = expose_onnx_kernels(partial, lowered.graph) if format == "onnx" else None
+        rounds = 1 if kernels is None else 2
+
+        def checked(done: int, total: int) -> None:
+            report("check", done, rounds * total)
+
+        def checked_kernels(done: int, total: int) -> None:
+            report("check", total + done, rounds * total)
+
+        gate = check(captured, lowered, expose(partial, lowered.graph), images, progress=checked)
+        on_kernels = None if kernels is None else _check_kernels(captured, lowered, kernels, images, checked_kernels)
         written_twins = _write_twins(lowered.graph, images, path.with_suffix(""), metadata, report) if twins else {}
         os.replace(partial, path)
     except BaseException:
@@ -82,6 +87,7 @@ def export_network(
         "float_convs": len(lowered.graph.float_convs),
         "convolutions": [vars(convolution) for convolution in lowered.convolutions],
         **vars(gate),
+        "kernels": on_kernels,
         "twins": written_twins,
     }
 
@@ -112,6 +118,20 @@ def _write(
 
     write_tflite(graph, path, metadata)
     return expose, count_binary_convs
+
+
+def _check_kernels(
+    captured: Captured, lowered: Lowered, file: ExposedFile, images: np.ndarray, progress: Callable[[int, int], None]
+) -> dict:
+    """The gate once more, for the file on our kernels in place of its function bodies."""
+    from bnas.runtime_bench import native_library
+
+    engine = native_library.engine_name()
+    try:
+        found = check(captured, lowered, file, images, progress=progress)
+    except GateError as error:
+        raise GateError(f"on {engine}: {error}") from None
+    return {"engine": engine, **vars(found)}
 
 
 def _write_twins(graph: Graph, images: np.ndarray, stem: Path, metadata: dict[str, str], report: Progress) -> dict:

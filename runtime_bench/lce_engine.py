@@ -22,7 +22,7 @@ class LceEngine:
 
     runtime = "larq-compute-engine"
     input_layout = "NHWC"
-    operators = None
+    operators: str | None = None
 
     def __init__(self, data: bytes, where: str, threads: int, extra_outputs: Sequence[str] = ()) -> None:
         interpreter_class, self.version = _lce(where)

@@ -1,6 +1,7 @@
 """What was compiled when bnas was installed: where it lies, and which kernels it chooses on this processor."""
 
 import ctypes
+from collections.abc import Collection
 from pathlib import Path
 
 from bnas.profiles.errors import InputError
@@ -19,6 +20,11 @@ NOT_BUILT = (
 def operator_library() -> Path | None:
     """The operator library, None if it was not built."""
     return _built(LIBRARY)
+
+
+def library_for(operators: Collection[str]) -> Path | None:
+    """The operator library if it was built and knows all these operators of domain ai.bnas (and there are any)."""
+    return _built(LIBRARY) if operators and OPERATORS.issuperset(operators) else None
 
 
 def path_of(name: str) -> Path:
@@ -59,10 +65,10 @@ def _call(library: Path, function: str) -> str:
 
 
 def _wrong_isa() -> str:
-    from .native import _native
+    from .native._native import selected
 
     try:
-        _native.selected()
+        selected()
     except ValueError as error:
         return f"{error}; leave it unset for the fastest"
     return "the native kernels do not run on this processor"

@@ -42,11 +42,10 @@ class OrtEngine:
 
         model = _parse_onnx(data, where)
         ours = {node.op_type for node in model.graph.node if node.domain == OPERATOR_DOMAIN}
-        library = native_library.operator_library() if kernels and ours else None
-        native = library is not None and ours <= native_library.OPERATORS
-        self.name = native_library.engine_name() if native else FUNCTION_FLOAT if ours else "onnxruntime"
+        library = native_library.library_for(ours) if kernels else None
+        self.name = native_library.engine_name() if library else FUNCTION_FLOAT if ours else "onnxruntime"
         self.version: str = onnxruntime.__version__
-        self.operators = native_library.version() if native else None
+        self.operators = native_library.version() if library else None
         self.threads = threads
         self.metadata: dict[str, Any] = {entry.key: entry.value for entry in model.metadata_props}
         self._where = where
@@ -59,7 +58,7 @@ class OrtEngine:
         options.log_severity_level = 3
         # Idle threads of one session would otherwise spin for milliseconds on the cores the next session needs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        if native:
+        if library:
             options.register_custom_ops_library(str(library))
         source = data if path is None else str(path)  # from the file, weights stored beside it are found
         started = time.perf_counter()

@@ -105,4 +105,9 @@ def _show(document: dict) -> None:
         f"checked on {document['images']} images: units differ by at most {document['max_abs_diff']:.2g}, "
         f"{document['argmax_agreement']:.2%} equal arg-max, {document['sign_flips']} flipped signs"
     )
+    if kernels := document.get("kernels"):
+        output.print(
+            f"and on {kernels['engine']}: units differ by at most {kernels['max_abs_diff']:.2g}, "
+            f"{kernels['argmax_agreement']:.2%} equal arg-max, {kernels['sign_flips']} flipped signs"
+        )
     say(f"next: bnas bench {document['run']}")
