@@ -125,8 +125,9 @@ void count_tile(const Counting& job, int64_t position, const uint32_t* weights, 
       for (int p = 0; p < P; ++p) {
         int32_t* target = counts + o * stride + p * kLanes;
         const uint16x8_t halves = vpaddlq_u8(sum[o][p]);
-        const uint32x4_t before = vreinterpretq_u32_s32(first ? vdupq_n_s32(0) : vld1q_s32(target));
-        vst1q_s32(target, vreinterpretq_s32_u32(vpadalq_u16(before, halves)));
+        const uint32x4_t words =
+            first ? vpaddlq_u16(halves) : vpadalq_u16(vreinterpretq_u32_s32(vld1q_s32(target)), halves);
+        vst1q_s32(target, vreinterpretq_s32_u32(words));
       }
     }
   }
