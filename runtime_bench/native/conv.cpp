@@ -78,6 +78,14 @@ void shift_bits(const uint32_t* bits, int64_t plane, int64_t first, int64_t n, i
   }
 }
 
+// `fill` of Work::run for a bits tensor.
+auto fill_from_bits(const ConvShape& shape, const uint32_t* x) {
+  const int64_t pixels = shape.height * shape.width, words_in = words_of(shape.channels);
+  return [=](int64_t image, int64_t channel, int64_t n, int64_t pixel, int64_t run, uint32_t* words) {
+    shift_bits(x + image * words_in * pixels + pixel, pixels, channel, n, run, words);
+  };
+}
+
 // Moves the valid counts of a strip together.
 void squeeze(const Plan& plan, int64_t first, int64_t positions, int channels, int32_t* counts, int64_t stride) {
   for (int o = 0; o < channels; ++o) {
@@ -253,45 +261,54 @@ std::shared_ptr<const Plan> BinaryConv::plan_for(const ConvShape& shape) const {
   return plan_;
 }
 
-void BinaryConv::run(const ConvShape& shape, const float* x, PerChannel shift, const Affine& affine, float* y,
-                     const Host& host) const {
-  if (!path_.isa) return reference::conv(shape, packed_.data(), x, shift, affine, y);
+template <typename Fill>
+void BinaryConv::run_to_float(const ConvShape& shape, const Fill& fill, const Affine& affine, float* y,
+                              const Host& host) const {
   const Isa& isa = *path_.isa;
   const std::shared_ptr<const Plan> plan = plan_for(shape);
   const Work work{isa, shape, *plan, weights_.data()};
-  const int64_t in_pixels = shape.height * shape.width, out_pixels = shape.out_height() * shape.out_width();
-  const int64_t blocks = shape.groups * work.group_blocks(), shift_step = shift.count == 1 ? 0 : 1;
+  const int64_t out_pixels = shape.out_height() * shape.out_width(), blocks = shape.groups * work.group_blocks();
   const auto neutral = [](PerChannel p, float value) { return p.count == 1 && p.values[0] == value; };
   const bool rectify = !neutral(affine.slope, 1) || !neutral(affine.shift_in, 0) || !neutral(affine.shift_out, 0);
 
-  work.run(
-      host,
-      [&](int64_t image, int64_t channel, int64_t n, int64_t pixel, int64_t pixels, uint32_t* words) {
-        isa.pack(x + (image * shape.channels + channel) * in_pixels + pixel, in_pixels,
-                 shift.values + channel * shift_step, shift_step, n, pixels, words);
-      },
-      [&](int64_t image, int64_t slab, int64_t range, const uint8_t* cells) {
-        const int64_t first = range * plan->range_blocks, last = std::min(first + plan->range_blocks, blocks);
-        const int64_t out = image * shape.out_channels * out_pixels;
-        work.count(slab, first, last, cells,
-                   [&](int64_t channel, int channels, int64_t start, int64_t n, const int32_t* counts,
-                       int64_t stride) {
-                     for (int o = 0; o < channels; ++o) {
-                       const int64_t c = channel + o, offset = out + c * out_pixels + start;
-                       Finish f;
-                       f.fan_in = static_cast<float>(shape.fan_in());
-                       f.scale = at(affine.scale, c);
-                       f.bias = at(affine.bias, c);
-                       if (!affine.residual) f.bias += affine.residual_value;
-                       f.rectify = rectify;
-                       f.shift_in = at(affine.shift_in, c);
-                       f.slope = at(affine.slope, c);
-                       f.shift_out = at(affine.shift_out, c);
-                       isa.finish(f, counts + o * stride, affine.residual ? affine.residual + offset : nullptr,
-                                  y + offset, n);
-                     }
-                   });
-      });
+  work.run(host, fill, [&](int64_t image, int64_t slab, int64_t range, const uint8_t* cells) {
+    const int64_t first = range * plan->range_blocks, last = std::min(first + plan->range_blocks, blocks);
+    const int64_t out = image * shape.out_channels * out_pixels;
+    work.count(slab, first, last, cells,
+               [&](int64_t channel, int channels, int64_t start, int64_t n, const int32_t* counts, int64_t stride) {
+                 for (int o = 0; o < channels; ++o) {
+                   const int64_t c = channel + o, offset = out + c * out_pixels + start;
+                   Finish f;
+                   f.fan_in = static_cast<float>(shape.fan_in());
+                   f.scale = at(affine.scale, c);
+                   f.bias = at(affine.bias, c);
+                   if (!affine.residual) f.bias += affine.residual_value;
+                   f.rectify = rectify;
+                   f.shift_in = at(affine.shift_in, c);
+                   f.slope = at(affine.slope, c);
+                   f.shift_out = at(affine.shift_out, c);
+                   isa.finish(f, counts + o * stride, affine.residual ? affine.residual + offset : nullptr, y + offset,
+                              n);
+                 }
+               });
+  });
+}
+
+void BinaryConv::run(const ConvShape& shape, const float* x, PerChannel shift, const Affine& affine, float* y,
+                     const Host& host) const {
+  if (!path_.isa) return reference::conv(shape, packed_.data(), x, shift, affine, y);
+  const int64_t pixels = shape.height * shape.width, step = shift.count == 1 ? 0 : 1;
+  const auto fill = [&](int64_t image, int64_t channel, int64_t n, int64_t pixel, int64_t run, uint32_t* words) {
+    path_.isa->pack(x + (image * shape.channels + channel) * pixels + pixel, pixels, shift.values + channel * step,
+                    step, n, run, words);
+  };
+  run_to_float(shape, fill, affine, y, host);
+}
+
+void BinaryConv::run_from_bits(const ConvShape& shape, const uint32_t* x, const Affine& affine, float* y,
+                               const Host& host) const {
+  if (!path_.isa) return reference::conv_from_bits(shape, packed_.data(), x, affine, y);
+  run_to_float(shape, fill_from_bits(shape, x), affine, y, host);
 }
 
 void BinaryConv::run_bits(const ConvShape& shape, const uint32_t* x, const int32_t* thresholds, uint32_t* y,
@@ -300,36 +317,29 @@ void BinaryConv::run_bits(const ConvShape& shape, const uint32_t* x, const int32
   const Isa& isa = *path_.isa;
   const std::shared_ptr<const Plan> plan = plan_for(shape);
   const Work work{isa, shape, *plan, weights_.data()};
-  const int64_t in_pixels = shape.height * shape.width, out_pixels = shape.out_height() * shape.out_width();
-  const int64_t in_words = words_of(shape.channels), out_words = words_of(shape.out_channels);
+  const int64_t out_pixels = shape.out_height() * shape.out_width(), out_words = words_of(shape.out_channels);
 
-  work.run(
-      host,
-      [&](int64_t image, int64_t channel, int64_t n, int64_t pixel, int64_t pixels, uint32_t* words) {
-        shift_bits(x + image * in_words * in_pixels + pixel, in_pixels, channel, n, pixels, words);
-      },
-      [&](int64_t image, int64_t slab, int64_t range, const uint8_t* cells) {
-        if (range > 0) return;  // channels of several blocks share a word, so one task makes all of them
-        uint32_t* out = y + image * out_words * out_pixels;
-        const int64_t begin = slab * plan->slab_rows * plan->out_width;
-        const int64_t end = std::min(begin + plan->slab_rows * plan->out_width, out_pixels);
-        for (int64_t word = 0; word < out_words; ++word) {
-          std::memset(out + word * out_pixels + begin, 0, static_cast<size_t>(end - begin) * 4);
-        }
-        work.count(slab, 0, shape.groups * work.group_blocks(), cells,
-                   [&](int64_t channel, int channels, int64_t start, int64_t n, const int32_t* counts,
-                       int64_t stride) {
-                     for (int o = 0; o < channels; ++o) {
-                       const int64_t c = channel + o, k = shape.fan_in();
-                       // dot < t  <=>  count > (k - t) / 2, rounded down; beyond [-1, k] nothing changes
-                       const int64_t room = k - static_cast<int64_t>(thresholds[c]);
-                       const int64_t half = (room - (room < 0 ? 1 : 0)) / 2;
-                       const int32_t limit = static_cast<int32_t>(std::clamp<int64_t>(half, -1, k));
-                       isa.threshold(counts + o * stride, isa.count_base + limit, static_cast<int>(c % kWordBits),
-                                     out + c / kWordBits * out_pixels + start, n);
-                     }
-                   });
-      });
+  work.run(host, fill_from_bits(shape, x), [&](int64_t image, int64_t slab, int64_t range, const uint8_t* cells) {
+    if (range > 0) return;  // channels of several blocks share a word, so one task makes all of them
+    uint32_t* out = y + image * out_words * out_pixels;
+    const int64_t begin = slab * plan->slab_rows * plan->out_width;
+    const int64_t end = std::min(begin + plan->slab_rows * plan->out_width, out_pixels);
+    for (int64_t word = 0; word < out_words; ++word) {
+      std::memset(out + word * out_pixels + begin, 0, static_cast<size_t>(end - begin) * 4);
+    }
+    work.count(slab, 0, shape.groups * work.group_blocks(), cells,
+               [&](int64_t channel, int channels, int64_t start, int64_t n, const int32_t* counts, int64_t stride) {
+                 for (int o = 0; o < channels; ++o) {
+                   const int64_t c = channel + o, k = shape.fan_in();
+                   // dot < t  <=>  count > (k - t) / 2, rounded down; beyond [-1, k] nothing changes
+                   const int64_t room = k - static_cast<int64_t>(thresholds[c]);
+                   const int64_t half = (room - (room < 0 ? 1 : 0)) / 2;
+                   const int32_t limit = static_cast<int32_t>(std::clamp<int64_t>(half, -1, k));
+                   isa.threshold(counts + o * stride, isa.count_base + limit, static_cast<int>(c % kWordBits),
+                                 out + c / kWordBits * out_pixels + start, n);
+                 }
+               });
+  });
 }
 
 void pack_signs(const Path& path, int64_t batch, int64_t channels, int64_t pixels, const float* x, PerChannel shift,

@@ -50,6 +50,9 @@ class BinaryConv {
   void run(const ConvShape& shape, const float* x, PerChannel shift, const Affine& affine, float* y,
            const Host& host) const;
 
+  // bits -> float: the same with x a bits tensor.
+  void run_from_bits(const ConvShape& shape, const uint32_t* x, const Affine& affine, float* y, const Host& host) const;
+
   // bits -> bits. x, y: bits tensors; output bit = (dot < threshold[o]), thresholds: int32 [out_channels].
   void run_bits(const ConvShape& shape, const uint32_t* x, const int32_t* thresholds, uint32_t* y,
                 const Host& host) const;
@@ -57,6 +60,8 @@ class BinaryConv {
   const Path& path() const { return path_; }
 
  private:
+  template <typename Fill>
+  void run_to_float(const ConvShape& shape, const Fill& fill, const Affine& affine, float* y, const Host& host) const;
   std::shared_ptr<const Plan> plan_for(const ConvShape& shape) const;  // the last one is kept
 
   Path path_;

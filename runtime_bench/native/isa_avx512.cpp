@@ -202,7 +202,22 @@ void finish_with(const Finish& f, const int32_t* counts, const float* residual, 
                           : finish_as<kResidual, true, true>(f, counts, residual, y, n);
 }
 
+// As the definition says it, for a scale whose double is no number.
+void finish_plainly(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    float v = (f.fan_in - 2.0f * static_cast<float>(counts[i] - kBase)) * f.scale + f.bias;
+    if (residual) v += residual[i];
+    if (f.rectify) {
+      v -= f.shift_in;
+      v = (v < 0 ? v * f.slope : v) + f.shift_out;
+    }
+    y[i] = v;
+  }
+}
+
 void finish(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
+  const float twice = 2.0f * f.scale;
+  if (!(twice - twice == 0)) return finish_plainly(f, counts, residual, y, n);
   return residual ? finish_with<true>(f, counts, residual, y, n) : finish_with<false>(f, counts, residual, y, n);
 }
 

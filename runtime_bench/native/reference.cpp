@@ -27,38 +27,55 @@ int64_t dot(const ConvShape& s, const uint8_t* w_packed, int64_t out, int64_t ro
   return sum;
 }
 
-}  // namespace
+// Says which pixels of image n are -1.
+auto negative_of(const ConvShape& s, const float* x, PerChannel shift, int64_t n) {
+  return [=](int64_t c, int64_t iy, int64_t ix) {
+    return x[((n * s.channels + c) * s.height + iy) * s.width + ix] < at(shift, c);
+  };
+}
 
-void conv(const ConvShape& s, const uint8_t* w_packed, const float* x, PerChannel shift, const Affine& affine,
-          float* y) {
-  for (int64_t n = 0; n < s.batch; ++n) {
-    const auto negative = [&](int64_t c, int64_t iy, int64_t ix) {
-      return x[((n * s.channels + c) * s.height + iy) * s.width + ix] < at(shift, c);
-    };
-    for (int64_t o = 0; o < s.out_channels; ++o) {
-      for (int64_t row = 0; row < s.out_height(); ++row) {
-        for (int64_t column = 0; column < s.out_width(); ++column) {
-          const int64_t i = ((n * s.out_channels + o) * s.out_height() + row) * s.out_width() + column;
-          float v = static_cast<float>(dot(s, w_packed, o, row, column, negative));
-          v = v * at(affine.scale, o);
-          v = v + at(affine.bias, o);
-          v = v + (affine.residual ? affine.residual[i] : affine.residual_value);
-          v = v - at(affine.shift_in, o);
-          v = v < 0 ? v * at(affine.slope, o) : v;
-          y[i] = v + at(affine.shift_out, o);
-        }
+auto negative_of(const ConvShape& s, const uint32_t* x, int64_t n) {
+  return [=](int64_t c, int64_t iy, int64_t ix) {
+    const int64_t word = n * words_of(s.channels) + c / kWordBits;
+    return x[(word * s.height + iy) * s.width + ix] >> (c % kWordBits) & 1;
+  };
+}
+
+template <typename Negative>
+void conv_image(const ConvShape& s, const uint8_t* w_packed, int64_t n, const Affine& affine, float* y,
+                const Negative& negative) {
+  for (int64_t o = 0; o < s.out_channels; ++o) {
+    for (int64_t row = 0; row < s.out_height(); ++row) {
+      for (int64_t column = 0; column < s.out_width(); ++column) {
+        const int64_t i = ((n * s.out_channels + o) * s.out_height() + row) * s.out_width() + column;
+        float v = static_cast<float>(dot(s, w_packed, o, row, column, negative));
+        v = v * at(affine.scale, o);
+        v = v + at(affine.bias, o);
+        v = v + (affine.residual ? affine.residual[i] : affine.residual_value);
+        v = v - at(affine.shift_in, o);
+        v = v < 0 ? v * at(affine.slope, o) : v;
+        y[i] = v + at(affine.shift_out, o);
       }
     }
   }
 }
 
+}  // namespace
+
+void conv(const ConvShape& s, const uint8_t* w_packed, const float* x, PerChannel shift, const Affine& affine,
+          float* y) {
+  for (int64_t n = 0; n < s.batch; ++n) conv_image(s, w_packed, n, affine, y, negative_of(s, x, shift, n));
+}
+
+void conv_from_bits(const ConvShape& s, const uint8_t* w_packed, const uint32_t* x, const Affine& affine, float* y) {
+  for (int64_t n = 0; n < s.batch; ++n) conv_image(s, w_packed, n, affine, y, negative_of(s, x, n));
+}
+
 void conv_bits(const ConvShape& s, const uint8_t* w_packed, const uint32_t* x, const int32_t* thresholds, uint32_t* y) {
-  const int64_t in_words = words_of(s.channels), out_words = words_of(s.out_channels);
+  const int64_t out_words = words_of(s.out_channels);
   const int64_t out_pixels = s.out_height() * s.out_width();
   for (int64_t n = 0; n < s.batch; ++n) {
-    const auto negative = [&](int64_t c, int64_t iy, int64_t ix) {
-      return x[((n * in_words + c / kWordBits) * s.height + iy) * s.width + ix] >> (c % kWordBits) & 1;
-    };
+    const auto negative = negative_of(s, x, n);
     uint32_t* image = y + n * out_words * out_pixels;
     for (int64_t i = 0; i < out_words * out_pixels; ++i) image[i] = 0;
     for (int64_t o = 0; o < s.out_channels; ++o) {

@@ -7,6 +7,7 @@ namespace bnas::reference {
 
 void conv(const ConvShape& shape, const uint8_t* w_packed, const float* x, PerChannel shift, const Affine& affine,
           float* y);
+void conv_from_bits(const ConvShape& shape, const uint8_t* w_packed, const uint32_t* x, const Affine& affine, float* y);
 void conv_bits(const ConvShape& shape, const uint8_t* w_packed, const uint32_t* x, const int32_t* thresholds,
                uint32_t* y);
 void pack_signs(int64_t batch, int64_t channels, int64_t pixels, const float* x, PerChannel shift, uint32_t* bits);
