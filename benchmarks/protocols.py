@@ -42,6 +42,10 @@ class Bounds:
         for isa, taken in self.samples.items():
             taken.append(native_module().bound_gmacs(isa, seconds))
 
+    def add(self, other: "Bounds") -> None:
+        for isa, taken in other.samples.items():
+            self.samples.setdefault(isa, []).extend(taken)
+
     def medians(self) -> dict[str, float]:
         return {isa: float(np.median(taken)) for isa, taken in self.samples.items() if taken}
 

@@ -90,9 +90,14 @@ def contenders(
 
 
 def native_paths() -> tuple[str, ...]:
-    """Our paths on this processor, the fastest first, without the naive reference; none where nothing is compiled."""
+    """Our paths on this processor that use its vectors, the fastest first; the portable one if there is no other.
+
+    None where nothing is compiled. The portable path takes a hundred times as long as the others, minutes per layer;
+    it is timed when it is asked for.
+    """
     native = native_module()
-    return () if native is None else tuple(name for name in reversed(native.paths()) if name != "reference")
+    paths = () if native is None else tuple(name for name in reversed(native.paths()) if name != "reference")
+    return paths[:-1] or paths
 
 
 @cache
@@ -124,8 +129,9 @@ def real_images(height: int, width: int, count: int = CALIBRATION_IMAGES) -> np.
     """float32 [count, 3, height, width], levelled per channel: CIFAR-10 if it is there (BNAS_CIFAR10), else digits."""
     from bnas.search.data import load_images
 
-    cifar = Path(os.environ.get("BNAS_CIFAR10", Path(__file__).parents[2] / "shared/data/cifar10"))
-    images = load_images(str(cifar) if cifar.is_dir() else "digits").train.images[:count].astype(np.float32)
+    folder = Path(os.environ.get("BNAS_CIFAR10", Path(__file__).parents[2] / "shared/data/cifar10"))
+    cifar = folder / "test.parquet"  # the small one
+    images = load_images(str(cifar) if cifar.is_file() else "digits").train.images[:count].astype(np.float32)
     rows, columns = (np.arange(size) * images.shape[axis] // size for size, axis in ((height, 2), (width, 3)))
     images = images[:, :, rows][:, :, :, columns]
     return _levelled(np.repeat(images, 3 // images.shape[1], axis=1))
@@ -162,10 +168,7 @@ def forced(isa: str) -> Iterator[None]:
 
 def function_body(graph: Graph) -> Callable[[np.ndarray], np.ndarray]:
     """The network by the definition that its file carries: what ours must compute. [1, C, H, W] -> the result."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(to_onnx(graph, {}).SerializeToString(), providers=["CPUExecutionProvider"])
-    return lambda x: session.run(None, {graph.input: x})[0]
+    return open_engine(to_onnx(graph, {}).SerializeToString(), kernels=False).run
 
 
 def agreement(found: np.ndarray, wanted: np.ndarray) -> float:

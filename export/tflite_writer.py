@@ -249,9 +249,10 @@ def _avg_pool(op: FloatOp, x: Tensor) -> Tensor:
 def _max_pool(op: FloatOp, x: Tensor) -> Tensor:
     import tensorflow as tf
 
-    lowest = float(np.finfo(np.float32).min)
-    padded = _pad(x, _pads_read(op, x), lowest)
-    return tf.nn.max_pool2d(padded, op.attributes["kernel"], op.attributes["strides"], "VALID")
+    kernel, strides, pads = op.attributes["kernel"], op.attributes["strides"], _pads_read(op, x)
+    if pads == same_pads(_size(x), kernel, strides):  # XNNPACK runs no padding with another value than 0
+        return tf.nn.max_pool2d(x, kernel, strides, "SAME")
+    return tf.nn.max_pool2d(_pad(x, pads, float(np.finfo(np.float32).min)), kernel, strides, "VALID")
 
 
 def _concat(op: FloatOp, *values: Tensor) -> Tensor:
