@@ -1,0 +1,490 @@
+// AVX2, without a popcount of its own: tables chosen by the weights take over xor and popcount.
+//
+// A cell is a byte with the signs of 4 channels, a = 0..15. For the weights w and v of two output channels there is a
+// table of 16 bytes: popcount(a xor w) + 16 * popcount(a xor v). One shuffle looks it up for 32 pixels, which is 256
+// binary MACs. Three such bytes can be added before a half of them overflows (3 * 4 < 16). Their sum s is accumulated
+// twice, as bytes modulo 256: s, and s shifted right by 4 in lanes of 16 bits. With the bytes of a lane being
+// s0 = low0 + 16 high0 and s1 = low1 + 16 high1, that makes the four sums
+//   a1 = low1 + 16 high1,  a0 = low0 + 16 high0,  b1 = high1,  b0 = high0 + 16 low1   (modulo 256)
+// from which high1, low1, high0 and low0 follow in this order, as long as none exceeds 255: for 63 steps. So 8
+// instructions (3 shuffles, 1 shift, 4 additions) do 768 binary MACs.
+#include <immintrin.h>
+
+#include "isa.h"
+
+namespace bnas {
+namespace {
+
+constexpr int kBlock = 8;
+constexpr int64_t kLanes = 32;
+constexpr int64_t kTile = 2;   // registers of pixels: 2 x 2 pairs of outputs make 8 sums, with 4 partial sums beside them
+constexpr int64_t kByteSteps = 63;    // of at most 4 each that a byte can hold
+constexpr int64_t kWordChunks = 128;  // of kByteSteps that 16 bits can hold, a remainder of 255 included
+
+constexpr int ones(int value) {
+  int n = 0;
+  for (; value; value &= value - 1) ++n;
+  return n;
+}
+
+struct Tables {
+  uint8_t byte[256][16] = {};  // [16 * v + w][a]
+  constexpr Tables() {
+    for (int pair = 0; pair < 256; ++pair) {
+      for (int a = 0; a < 16; ++a) {
+        byte[pair][a] = static_cast<uint8_t>(ones(a ^ (pair & 15)) + 16 * ones(a ^ (pair >> 4)));
+      }
+    }
+  }
+};
+alignas(64) constexpr Tables kTables;
+
+// Shuffles that move the valid ones of 8 words of 16 bits together.
+struct Squeezes {
+  uint8_t byte[256][16] = {};
+  uint8_t valid[256] = {};
+  constexpr Squeezes() {
+    for (int mask = 0; mask < 256; ++mask) {
+      for (int i = 0; i < 8; ++i) {
+        if (!(mask >> i & 1)) continue;
+        byte[mask][2 * valid[mask]] = static_cast<uint8_t>(2 * i);
+        byte[mask][2 * valid[mask] + 1] = static_cast<uint8_t>(2 * i + 1);
+        ++valid[mask];
+      }
+    }
+  }
+};
+alignas(64) constexpr Squeezes kSqueezes;
+
+__m256i load(const void* at) { return _mm256_loadu_si256(static_cast<const __m256i*>(at)); }
+void store(void* at, __m256i value) { _mm256_storeu_si256(static_cast<__m256i*>(at), value); }
+
+// All ones in the first n of 8 lanes.
+__m256i first_lanes(int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+// Words of 8 R pixels. The masks of channels j, j + 8, j + 16 and j + 24 are narrowed to bytes, one register for 8
+// pixels, and shifted into bit j of the four bytes of a word.
+template <int R, bool kAll>
+inline __attribute__((always_inline)) void pack_pixels(const float* x, int64_t plane, const float* shift,
+                                                       int64_t shift_step, int64_t channels, __m256i lanes,
+                                                       __m256i* words) {
+  __m256i word[R];
+  for (int r = 0; r < R; ++r) word[r] = _mm256_setzero_si256();
+  for (int64_t j = 7; j >= 0; --j) {
+    __m256 threshold[4];
+    for (int64_t k = 0; k < 4; ++k) {
+      const int64_t c = j + 8 * k;
+      threshold[k] = kAll || c < channels ? _mm256_set1_ps(shift[c * shift_step]) : _mm256_setzero_ps();
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      __m256i below[4];
+#pragma GCC unroll 4
+      for (int64_t k = 0; k < 4; ++k) {
+        const int64_t c = j + 8 * k;
+        below[k] = _mm256_setzero_si256();
+        if (kAll || c < channels) {
+          const float* source = x + c * plane + 8 * r;
+          const __m256 value = R > 1 ? _mm256_loadu_ps(source) : _mm256_maskload_ps(source, lanes);
+          below[k] = _mm256_castps_si256(_mm256_cmp_ps(threshold[k], value, _CMP_GT_OQ));
+        }
+      }
+      const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(below[0], below[1]),
+                                               _mm256_packs_epi32(below[2], below[3]));
+      word[r] = _mm256_sub_epi8(_mm256_add_epi8(word[r], word[r]), bytes);
+    }
+  }
+  const __m256i order = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  for (int r = 0; r < R; ++r) words[r] = _mm256_shuffle_epi8(word[r], order);
+}
+
+template <bool kAll>
+void pack_channels(const float* x, int64_t plane, const float* shift, int64_t shift_step, int64_t channels,
+                   int64_t pixels, uint32_t* words) {
+  constexpr int kWide = 8;
+  int64_t p = 0;
+  for (; p + 8 * kWide <= pixels; p += 8 * kWide) {
+    __m256i word[kWide];
+    pack_pixels<kWide, kAll>(x + p, plane, shift, shift_step, channels, _mm256_setzero_si256(), word);
+    for (int r = 0; r < kWide; ++r) store(words + p + 8 * r, word[r]);
+  }
+  for (; p < pixels; p += 8) {
+    const __m256i lanes = first_lanes(pixels - p < 8 ? pixels - p : 8);
+    __m256i word;
+    pack_pixels<1, kAll>(x + p, plane, shift, shift_step, channels, lanes, &word);
+    _mm256_maskstore_epi32(reinterpret_cast<int*>(words + p), lanes, word);
+  }
+}
+
+void pack(const float* x, int64_t plane, const float* shift, int64_t shift_step, int64_t channels, int64_t pixels,
+          uint32_t* words) {
+  if (channels == 32) return pack_channels<true>(x, plane, shift, shift_step, channels, pixels, words);
+  pack_channels<false>(x, plane, shift, shift_step, channels, pixels, words);
+}
+
+// 8 words as 4 x 8 bytes: byte k of all of them in the k-th 64 bits.
+__m256i byte_planes(__m256i words) {
+  const __m256i order = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  return _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(words, order), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+__m256i low_halves(__m256i bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi8(15)); }
+__m256i high_halves(__m256i bytes) { return low_halves(_mm256_srli_epi16(bytes, 4)); }
+
+void place_32(const uint32_t* words, uint8_t* cells, int64_t plane) {
+  __m256i part[4];
+  for (int i = 0; i < 4; ++i) part[i] = byte_planes(load(words + 8 * i));
+  const __m256i even01 = _mm256_unpacklo_epi64(part[0], part[1]), odd01 = _mm256_unpackhi_epi64(part[0], part[1]);
+  const __m256i even23 = _mm256_unpacklo_epi64(part[2], part[3]), odd23 = _mm256_unpackhi_epi64(part[2], part[3]);
+  const __m256i bytes[4] = {
+      _mm256_permute2x128_si256(even01, even23, 0x20), _mm256_permute2x128_si256(odd01, odd23, 0x20),
+      _mm256_permute2x128_si256(even01, even23, 0x31), _mm256_permute2x128_si256(odd01, odd23, 0x31)};
+  for (int k = 0; k < 4; ++k) {
+    store(cells + 2 * k * plane, low_halves(bytes[k]));
+    store(cells + (2 * k + 1) * plane, high_halves(bytes[k]));
+  }
+}
+
+void place_8(const uint32_t* words, uint8_t* cells, int64_t plane) {
+  const __m256i bytes = byte_planes(load(words));
+  const __m256i half[2] = {low_halves(bytes), high_halves(bytes)};
+  for (int h = 0; h < 2; ++h) {
+    const int64_t eights[4] = {_mm256_extract_epi64(half[h], 0), _mm256_extract_epi64(half[h], 1),
+                               _mm256_extract_epi64(half[h], 2), _mm256_extract_epi64(half[h], 3)};
+    for (int k = 0; k < 4; ++k) __builtin_memcpy(cells + (2 * k + h) * plane, &eights[k], 8);
+  }
+}
+
+void place_4(const uint32_t* words, uint8_t* cells, int64_t plane) {
+  const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m128i bytes = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(words)), order);
+  const __m128i mask = _mm_set1_epi8(15);
+  const __m128i half[2] = {_mm_and_si128(bytes, mask), _mm_and_si128(_mm_srli_epi16(bytes, 4), mask)};
+  for (int h = 0; h < 2; ++h) {
+    alignas(16) uint8_t quarter[16];
+    _mm_store_si128(reinterpret_cast<__m128i*>(quarter), half[h]);
+    for (int k = 0; k < 4; ++k) __builtin_memcpy(cells + (2 * k + h) * plane, quarter + 4 * k, 4);
+  }
+}
+
+// Neighbouring words. Nothing but the n cells of each plane may be written: the last vector overlaps the one before.
+void place_run(const uint32_t* words, int64_t n, uint8_t* cells, int64_t plane) {
+  if (n >= 32) {
+    for (int64_t i = 0; i + 32 < n; i += 32) place_32(words + i, cells + i, plane);
+    return place_32(words + n - 32, cells + n - 32, plane);
+  }
+  if (n >= 8) {
+    for (int64_t i = 0; i + 8 < n; i += 8) place_8(words + i, cells + i, plane);
+    return place_8(words + n - 8, cells + n - 8, plane);
+  }
+  if (n >= 4) {
+    place_4(words, cells, plane);
+    return place_4(words + n - 4, cells + n - 4, plane);
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    for (int c = 0; c < 8; ++c) cells[c * plane + i] = words[i] >> 4 * c & 15;
+  }
+}
+
+void place(const uint32_t* words, int64_t step, int64_t n, void* cells, int64_t plane) {
+  uint8_t* target = static_cast<uint8_t*>(cells);
+  if (step == 1) return place_run(words, n, target, plane);
+  constexpr int64_t kRun = 64;
+  uint32_t run[kRun];
+  for (int64_t first = 0; first < n; first += kRun) {
+    const int64_t length = n - first < kRun ? n - first : kRun;
+    for (int64_t i = 0; i < length; ++i) run[i] = words[(first + i) * step];
+    place_run(run, length, target + first, plane);
+  }
+}
+
+// 4 bits in the lowest and in the highest place: 16 bits read across two neighbours, from byte 3 on, are w * 16 + v *
+// 256 with w the first one's bits and v the second one's. That is where their table stands.
+uint32_t weight_cell(uint32_t word, int cell) {
+  const uint32_t bits = word >> 4 * cell & 15;
+  return bits << 28 | bits;
+}
+
+__m256i table_of(const uint8_t* weights) {
+  uint16_t offset;
+  __builtin_memcpy(&offset, weights, sizeof offset);
+  return _mm256_broadcastsi128_si256(
+      _mm_load_si128(reinterpret_cast<const __m128i*>(&kTables.byte[0][0] + offset)));
+}
+
+// N <= 3 steps of P registers of pixels and Q pairs of outputs.
+template <int N, int P, int Q>
+inline __attribute__((always_inline)) void add_steps(const uint8_t* cells, const int32_t* offsets,
+                                                     const uint8_t* weights, __m256i (&a)[Q][P], __m256i (&b)[Q][P]) {
+  __m256i sum[Q][P];
+#pragma GCC unroll 3
+  for (int n = 0; n < N; ++n) {
+    const uint8_t* source = cells + offsets[n];
+    __m256i cell[P];
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) cell[p] = load(source + p * kLanes);
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) {
+      const __m256i table = table_of(weights + n * kBlock * 4 + q * 8);
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) {
+        const __m256i found = _mm256_shuffle_epi8(table, cell[p]);
+        sum[q][p] = n == 0 ? found : _mm256_add_epi8(sum[q][p], found);
+        __asm__("" : "+x"(sum[q][p]));  // keeps compilers from regrouping the steps, which takes too many registers
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int q = 0; q < Q; ++q) {
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      a[q][p] = _mm256_add_epi8(a[q][p], sum[q][p]);
+      b[q][p] = _mm256_add_epi8(b[q][p], _mm256_srli_epi16(sum[q][p], 4));
+    }
+  }
+}
+
+// Writes the valid ones of 32 counts of every channel; `low` and `high` hold even and odd pixels apart, as 16 bits.
+struct Squeeze {
+  __m256i order[2];  // groups of 8 pixels: 0 and 2, 1 and 3
+  int64_t at[4];     // where each group goes
+  int64_t end;
+
+  Squeeze(const uint16_t* valid, int64_t words, int64_t start) {
+    const uint8_t mask[4] = {static_cast<uint8_t>(valid[0]), static_cast<uint8_t>(valid[0] >> 8),
+                             static_cast<uint8_t>(words > 1 ? valid[1] : 0),
+                             static_cast<uint8_t>(words > 1 ? valid[1] >> 8 : 0)};
+    for (int i = 0; i < 4; ++i) {
+      at[i] = start;
+      start += kSqueezes.valid[mask[i]];
+    }
+    end = start;
+    const auto shuffle = [](uint8_t m) { return _mm_load_si128(reinterpret_cast<const __m128i*>(kSqueezes.byte[m])); };
+    for (int i = 0; i < 2; ++i) {
+      order[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(shuffle(mask[i])), shuffle(mask[i + 2]), 1);
+    }
+  }
+
+  void write(__m256i even, __m256i odd, const __m256i* high, int32_t* counts) const {
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i quads[2][2];
+    for (int i = 0; i < 2; ++i) {
+      const __m256i words = i == 0 ? _mm256_unpacklo_epi16(even, odd) : _mm256_unpackhi_epi16(even, odd);
+      const __m256i squeezed = _mm256_shuffle_epi8(words, order[i]);
+      quads[i][0] = _mm256_unpacklo_epi16(squeezed, zero);
+      quads[i][1] = _mm256_unpackhi_epi16(squeezed, zero);
+      if (high) {
+        const __m256i more = _mm256_shuffle_epi8(
+            i == 0 ? _mm256_unpacklo_epi16(high[0], high[1]) : _mm256_unpackhi_epi16(high[0], high[1]), order[i]);
+        quads[i][0] = _mm256_add_epi32(quads[i][0], _mm256_slli_epi32(_mm256_unpacklo_epi16(more, zero), 8));
+        quads[i][1] = _mm256_add_epi32(quads[i][1], _mm256_slli_epi32(_mm256_unpackhi_epi16(more, zero), 8));
+      }
+    }
+    for (int group = 0; group < 4; ++group) {  // in this order: a group's junk is overwritten by the next one
+      for (int i = 0; i < 2; ++i) {
+        const __m256i quad = quads[group % 2][i];
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(counts + at[group] + 4 * i),
+                         group < 2 ? _mm256_castsi256_si128(quad) : _mm256_extracti128_si256(quad, 1));
+      }
+    }
+  }
+};
+
+// At most 63 steps: the sums of every pair of outputs and register of pixels, as far as they fit into bytes.
+template <int P, int Q>
+__attribute__((noinline)) void add_chunk(const uint8_t* cells, const int32_t* offsets, const uint8_t* weights,
+                                         int64_t steps, __m256i (&a_out)[Q][P], __m256i (&b_out)[Q][P]) {
+  __m256i a[Q][P], b[Q][P];
+  for (int q = 0; q < Q; ++q) {
+    for (int p = 0; p < P; ++p) a[q][p] = b[q][p] = _mm256_setzero_si256();
+  }
+  const int32_t* end = offsets + steps;
+  for (; offsets + 3 <= end; offsets += 3, weights += 3 * kBlock * 4) add_steps<3>(cells, offsets, weights, a, b);
+  for (; offsets < end; ++offsets, weights += kBlock * 4) add_steps<1>(cells, offsets, weights, a, b);
+  for (int q = 0; q < Q; ++q) {
+    for (int p = 0; p < P; ++p) {
+      a_out[q][p] = a[q][p];
+      b_out[q][p] = b[q][p];
+    }
+  }
+}
+
+// Words of even and odd pixels for the low and the high output of a pair.
+template <typename Use>
+inline __attribute__((always_inline)) void resolve(__m256i a, __m256i b, const Use& use) {
+  const __m256i byte = _mm256_set1_epi16(255);
+  const __m256i high1 = _mm256_srli_epi16(b, 8);
+  const __m256i rest = _mm256_sub_epi16(a, _mm256_slli_epi16(high1, 12));
+  const __m256i low1 = _mm256_srli_epi16(rest, 8);
+  const __m256i high0 = _mm256_and_si256(_mm256_sub_epi16(b, _mm256_slli_epi16(low1, 4)), byte);
+  const __m256i low0 = _mm256_and_si256(_mm256_sub_epi16(rest, _mm256_slli_epi16(high0, 4)), byte);
+  use(0, low0, low1);
+  use(1, high0, high1);
+}
+
+template <int P, int Q>
+void count_tile(const Counting& job, int64_t position, int first_channel, int channels, const Squeeze* squeezes,
+                int32_t* counts, int64_t stride) {
+  const uint8_t* cells = static_cast<const uint8_t*>(job.cells) + position;
+  const uint8_t* weights = reinterpret_cast<const uint8_t*>(job.weights + first_channel) + 3;
+  const int32_t* offsets = job.offsets;
+  __m256i words[Q][P][2][2], high[Q][P][2][2];  // [..][output][even, odd]; counts are words + 256 high
+  int64_t steps = job.steps;
+  bool long_sums = false;
+  __m256i a[Q][P], b[Q][P];
+  for (int64_t chunk = 0; steps > kByteSteps; ++chunk) {
+    add_chunk(cells, offsets, weights, kByteSteps, a, b);
+    for (int q = 0; q < Q; ++q) {
+      for (int p = 0; p < P; ++p) {
+        resolve(a[q][p], b[q][p], [&](int i, __m256i even, __m256i odd) {
+          __m256i* sums = words[q][p][i];
+          sums[0] = chunk == 0 ? even : _mm256_add_epi16(sums[0], even);
+          sums[1] = chunk == 0 ? odd : _mm256_add_epi16(sums[1], odd);
+        });
+      }
+    }
+    if (chunk % kWordChunks == kWordChunks - 1) {
+      __m256i* word = &words[0][0][0][0];
+      __m256i* more = &high[0][0][0][0];
+      for (int i = 0; i < Q * P * 4; ++i) {
+        more[i] = long_sums ? _mm256_add_epi16(more[i], _mm256_srli_epi16(word[i], 8)) : _mm256_srli_epi16(word[i], 8);
+        word[i] = _mm256_and_si256(word[i], _mm256_set1_epi16(255));
+      }
+      long_sums = true;
+    }
+    steps -= kByteSteps;
+    offsets += kByteSteps;
+    weights += kByteSteps * kBlock * 4;
+  }
+  add_chunk(cells, offsets, weights, steps, a, b);
+  for (int q = 0; q < Q; ++q) {
+    for (int p = 0; p < P; ++p) {
+      resolve(a[q][p], b[q][p], [&](int i, __m256i even, __m256i odd) {
+        if (2 * q + i >= channels) return;
+        if (job.steps > kByteSteps) {
+          even = _mm256_add_epi16(words[q][p][i][0], even);
+          odd = _mm256_add_epi16(words[q][p][i][1], odd);
+        }
+        squeezes[p].write(even, odd, long_sums ? high[q][p][i] : nullptr, counts + (first_channel + 2 * q + i) * stride);
+      });
+    }
+  }
+}
+
+template <int P>
+int64_t count_pixels(const Counting& job, int64_t position, const uint16_t* valid, int64_t vectors, int channels,
+                     int64_t start, int32_t* counts, int64_t stride) {
+  const Squeeze first(valid, vectors, start);
+  const Squeeze squeezes[2] = {first, P > 1 ? Squeeze(valid + 2, vectors - 2, first.end) : first};
+  for (int o = 0; o < channels; o += 4) {
+    if (channels - o > 2) {
+      count_tile<P, 2>(job, position, o, channels - o, squeezes, counts, stride);
+    } else {
+      count_tile<P, 1>(job, position, o, channels - o, squeezes, counts, stride);
+    }
+  }
+  return squeezes[P - 1].end;
+}
+
+void count(const Counting& job, int64_t first, int64_t positions, int channels, int32_t* counts, int64_t stride) {
+  const uint16_t* valid = job.valid;
+  int64_t start = 0;
+  int64_t vectors = (positions + 15) / 16;  // that `valid` has a word for
+  while (vectors > 0) {
+    const int64_t tile = vectors > 2 ? kTile : 1;
+    start = tile == kTile ? count_pixels<kTile>(job, first, valid, vectors, channels, start, counts, stride)
+                          : count_pixels<1>(job, first, valid, vectors, channels, start, counts, stride);
+    first += tile * kLanes;
+    valid += tile * 2;
+    vectors -= tile * 2;
+  }
+}
+
+template <bool kResidual, bool kRectify>
+void finish_as(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
+  const __m256 fan_in = _mm256_set1_ps(f.fan_in), two = _mm256_set1_ps(2.0f);
+  const __m256 scale = _mm256_set1_ps(f.scale), bias = _mm256_set1_ps(f.bias);
+  const __m256 shift_in = _mm256_set1_ps(f.shift_in), shift_out = _mm256_set1_ps(f.shift_out);
+  const __m256 one = _mm256_set1_ps(1.0f);
+  const __m256 slope_or_one = _mm256_xor_ps(_mm256_set1_ps(f.slope), one);  // with 1 again, it is the slope
+  const auto value = [&](__m256i sum, __m256 added) {
+    __m256 v = _mm256_fnmadd_ps(two, _mm256_cvtepi32_ps(sum), fan_in);
+    v = _mm256_fmadd_ps(v, scale, bias);
+    if (kResidual) v = _mm256_add_ps(v, added);
+    if (kRectify) {
+      v = _mm256_sub_ps(v, shift_in);
+      const __m256 negative = _mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_LT_OQ);
+      v = _mm256_mul_ps(v, _mm256_xor_ps(_mm256_and_ps(negative, slope_or_one), one));
+      v = _mm256_add_ps(v, shift_out);
+    }
+    return v;
+  };
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256 added = kResidual ? _mm256_loadu_ps(residual + i) : _mm256_setzero_ps();
+    _mm256_storeu_ps(y + i, value(load(counts + i), added));
+  }
+  if (i < n) {
+    const __m256i lanes = first_lanes(n - i);
+    const __m256 added = kResidual ? _mm256_maskload_ps(residual + i, lanes) : _mm256_setzero_ps();
+    _mm256_maskstore_ps(y + i, lanes, value(load(counts + i), added));
+  }
+}
+
+void finish(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
+  if (residual) {
+    return f.rectify ? finish_as<true, true>(f, counts, residual, y, n)
+                     : finish_as<true, false>(f, counts, residual, y, n);
+  }
+  return f.rectify ? finish_as<false, true>(f, counts, residual, y, n)
+                   : finish_as<false, false>(f, counts, residual, y, n);
+}
+
+void threshold(const int32_t* counts, int32_t limit, int bit, uint32_t* words, int64_t n) {
+  const __m256i most = _mm256_set1_epi32(limit), one = _mm256_set1_epi32(static_cast<int>(1u << bit));
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256i above = _mm256_and_si256(_mm256_cmpgt_epi32(load(counts + i), most), one);
+    store(words + i, _mm256_or_si256(load(words + i), above));
+  }
+  for (; i < n; ++i) words[i] |= static_cast<uint32_t>(counts[i] > limit) << bit;
+}
+
+int64_t bound(int64_t rounds, uint32_t* sink) {
+  constexpr int kSums = 4;
+  __m256i a[kSums], b[kSums], table[3];
+#pragma GCC unroll 4
+  for (int i = 0; i < kSums; ++i) a[i] = b[i] = _mm256_set1_epi32(static_cast<int>(*sink) + i);
+#pragma GCC unroll 3
+  for (int n = 0; n < 3; ++n) table[n] = _mm256_set1_epi32(static_cast<int>(*sink) + 100 * n);
+  for (int64_t r = 0; r < rounds; ++r) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kSums; ++i) {
+      __m256i sum = _mm256_shuffle_epi8(table[0], a[i]);
+      sum = _mm256_add_epi8(sum, _mm256_shuffle_epi8(table[1], a[i]));
+      sum = _mm256_add_epi8(sum, _mm256_shuffle_epi8(table[2], a[i]));
+      a[i] = _mm256_add_epi8(a[i], sum);
+      b[i] = _mm256_add_epi8(b[i], _mm256_srli_epi16(sum, 4));
+      __asm__("" : "+x"(a[i]), "+x"(b[i]));  // in this order, it fits into the registers
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < kSums; ++i) {
+    alignas(32) uint32_t words[8];
+    store(words, _mm256_add_epi32(a[i], b[i]));
+    for (uint32_t word : words) *sink += word;
+  }
+  return rounds * kSums * 3 * 2 * kLanes * 4;
+}
+
+}  // namespace
+
+extern const Isa kAvx2;
+const Isa kAvx2 = {"avx2", 1,           8,     kBlock, 4 * kTile * kLanes, true, 0, pack,
+                   place,  weight_cell, count, finish, threshold,          bound};
+
+}  // namespace bnas
