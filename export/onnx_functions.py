@@ -117,21 +117,34 @@ def _pack_signs(body: _Body) -> None:
 
 
 def _binary_max_pool(body: _Body) -> None:
-    """The maximum of signs is the minimum of bits. A whole number of words goes in and comes out."""
+    """The maximum of signs is the minimum of bits. A whole number of words goes in and comes out.
+
+    Padding is done before, with -1, because onnx's ReferenceEvaluator misplaces unequal pads of MaxPool.
+    """
     bits = body.step("Transpose", "bits", _bits(body, "x", _words_last(body)), perm=[0, 3, 1, 2])
-    size = ("kernel_shape", "strides", "pads")
-    pooled = body.step("MaxPool", "pooled", body.step("Neg", "negated", bits), like_caller=size)
-    negative = body.step("Less", "negative", pooled, body.constant(0))
-    _pack(body, negative, body.integers(0))
+    negated = body.step("Neg", "negated", _pad(body, bits))
+    highest = body.step("MaxPool", "highest", negated, like_caller=("kernel_shape", "strides"))
+    _pack(body, body.step("Less", "negative", highest, body.constant(0)), body.integers(0))
 
 
 def _dots(body: _Body, signs: str) -> str:
     """Whole numbers: signs [N, C, H, W], padded with +1, convolved with the signs of w_packed."""
     weight_bits = _bits(body, "w", "w_packed", channels=body.attribute("group_channels", "in_channels"), dtype=np.uint8)
     weight = body.step("Transpose", "weight", _plus_minus(body, "weight_signs", weight_bits), perm=[0, 3, 1, 2])
-    pads, spatial = body.attribute("pad_amounts", "pads"), body.integers(2, 3)
-    padded = body.step("Pad", "padded", signs, pads, body.constant(1), spatial)
-    return body.step("Conv", "dots", padded, weight, like_caller=("kernel_shape", "strides", "dilations", "group"))
+    geometry = ("kernel_shape", "strides", "dilations", "group")
+    return body.step("Conv", "dots", _pad(body, signs), weight, like_caller=geometry)
+
+
+def _pad(body: _Body, image: str) -> str:
+    """[N, C, H, W] with the caller's pads filled with ones.
+
+    Amounts are given for all axes, because onnxruntime mixes them up when it moves a transpose over a Pad with axes.
+    """
+    pads, none = body.attribute("spatial_pads", "pads"), body.integers(0, 0)
+    before = body.step("Slice", "pads_before", pads, body.integers(0), body.integers(2))
+    after = body.step("Slice", "pads_after", pads, body.integers(2), body.integers(4))
+    amounts = body.step("Concat", "pad_amounts", none, before, none, after, axis=0)
+    return body.step("Pad", "padded", image, amounts, body.constant(1))
 
 
 def _epilogue(body: _Body, dots: str) -> None:
@@ -175,8 +188,8 @@ def _pack(body: _Body, negative: str, channels: str) -> None:
     floats = body.step("Cast", "y_floats", negative, to=TensorProto.FLOAT)
     last = body.step("Transpose", "y_last", floats, perm=[0, 2, 3, 1])
     missing = body.step("Mod", "missing", body.step("Neg", "minus_channels", channels), body.integers(32))
-    amounts = body.step("Concat", "y_pads", body.integers(0), missing, axis=0)
-    whole = body.step("Pad", "y_whole", last, amounts, body.constant(0), body.integers(3))
+    amounts = body.step("Concat", "y_pads", body.integers(*[0] * 7), missing, axis=0)
+    whole = body.step("Pad", "y_whole", last, amounts, body.constant(0))
     words = body.step("Reshape", "y_split", whole, body.integers(0, 0, 0, -1, 32))
     powers = np.zeros((32, 2))
     powers[:16, 0] = powers[16:, 1] = 2.0 ** np.arange(16)

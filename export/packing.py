@@ -111,7 +111,7 @@ class _Packing:
             return None
         shifts: list[np.ndarray] = []
         for reader in readers:
-            if isinstance(reader, BinaryConv) and reader.residual != value:
+            if isinstance(reader, BinaryConv) and reader.residual != value and not reader.x_bits:
                 shifts.append(self.shift_of(reader))
             elif isinstance(reader, FloatOp) and reader.kind == "max_pool":
                 behind = self.shift_behind(reader.output)

@@ -2,9 +2,15 @@
 
 import importlib.util
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+OLDEST = "1.17.3"  # of onnxruntime, that files and the operator library must work with
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +24,24 @@ def require() -> Callable[[str], None]:
             pytest.skip(f"needs the package {module}")
 
     return check
+
+
+@pytest.fixture(scope="session")
+def old_python() -> str:
+    """A Python with the oldest onnxruntime: BNAS_OLD_ORT_PYTHON, or an environment made once under build/."""
+    if given_python := os.environ.get("BNAS_OLD_ORT_PYTHON"):
+        return given_python
+    folder = ROOT / "build" / f"ort-{OLDEST}"
+    python = folder / "bin" / "python"
+    complete = folder / "complete"
+    if not complete.exists():
+        install = [str(python), "-m", "pip", "install", "--quiet", f"onnxruntime=={OLDEST}", "numpy<2"]
+        for command in ([sys.executable, "-m", "venv", "--clear", str(folder)], install):
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                reason = f"cannot make an environment with onnxruntime {OLDEST}: {done.stderr.strip()[-200:]}"
+                if os.environ.get("BNAS_REQUIRE_ALL") == "1":
+                    pytest.fail(reason)
+                pytest.skip(reason)
+        complete.touch()
+    return str(python)

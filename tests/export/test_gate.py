@@ -16,6 +16,7 @@ from bnas.export.capture import Captured, capture
 from bnas.export.gate import ExposedFile, GateError, UnitValues, check, expose_onnx
 from bnas.export.lowering import Lowered, lower
 from bnas.export.onnx_writer import write_onnx
+from bnas.export.packing import pack_bits
 
 Run = tuple[np.ndarray, dict[str, UnitValues]]
 
@@ -231,3 +232,75 @@ def test_the_stages_of_other_formats(case: Case) -> None:
     altered(case, as_signs)
     with pytest.raises(GateError, match=r"^first: fed the same input, \d+ signs differ"):
         altered(case, lambda logits, units: as_signs(logits, units, wrong=-1))
+
+
+class Plain(nn.Module):
+    """A unit without residual, whose output the next one only takes signs of."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.randn(1, inputs, 1, 1) / 4)
+        self.weight, self.norm = nn.Parameter(torch.randn(outputs, inputs, 3, 3)), nn.BatchNorm2d(outputs)
+        self.norm.weight.data.copy_(torch.linspace(-1, 1, outputs))  # one is 0
+        self.norm.running_var.fill_(36)
+
+    def forward(self, x: Tensor) -> Tensor:
+        signs = F.pad(torch.where(x < self.shift, -1.0, 1.0), (1, 1, 1, 1), value=1.0)
+        return F.prelu(self.norm(F.conv2d(signs, torch.where(self.weight < 0, -1.0, 1.0))), torch.tensor([0.25]))
+
+
+class Chain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 4, 3), nn.Linear(5, 6)
+        self.first, self.second, self.third = Plain(4, 33), Plain(33, 40), Plain(40, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(self.stem(x)))
+        return self.head(self.third(F.max_pool2d(x, 3, 2, 1)).mean(dim=(2, 3)))
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    torch.manual_seed(1)
+    images = np.random.default_rng(1).standard_normal((300, 1, 8, 8)).astype(np.float32)
+    captured = capture(Chain(), torch.from_numpy(images[:2]))
+    lowered = lower(captured)
+    path = tmp_path_factory.mktemp("gate") / "chain.onnx"
+    write_onnx(pack_bits(lowered.graph), path, {})
+    return captured, lowered, images, path
+
+
+def test_a_file_that_keeps_bits_passes_and_shows_signs(chain: Case) -> None:
+    captured, lowered, images, path = chain
+    assert check(captured, lowered, expose_onnx(path, lowered.graph), images).argmax_agreement >= 0.997
+    _, units = expose_onnx(path, lowered.graph).run(images[:3])
+    assert {name: values.stage for name, values in units.items()} == {
+        "first": "sign", "second": "sign", "third": "unit",
+    }  # fmt: skip
+    second, third = lowered.graph.binary_convs[1:]
+    assert second.shift is not None and third.shift is not None
+    np.testing.assert_array_equal(units["second"].x < second.shift.reshape(-1, 1, 1), units["first"].y < 0)
+    assert units["second"].y.shape == (3, 40, 6, 6) and units["third"].x.shape == (3, 40, 3, 3)
+
+
+def move_integer_threshold(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
+    tensor = next(t for t in model.graph.initializer if t.name == node.input[2])
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.int32(2), tensor.name))
+
+
+def flip_all_weights(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
+    tensor = next(t for t in model.graph.initializer if t.name == node.input[1])
+    tensor.CopyFrom(numpy_helper.from_array(~numpy_helper.to_array(tensor), tensor.name))
+
+
+@pytest.mark.parametrize("spoil", [move_integer_threshold, flip_all_weights, flip_one_weight])
+def test_a_wrong_unit_of_bits_is_named(
+    chain: Case, tmp_path: Path, spoil: Callable[[onnx.ModelProto, onnx.NodeProto], None]
+) -> None:
+    captured, lowered, images, path = chain
+    model = onnx.load(path)
+    spoil(model, [node for node in model.graph.node if node.op_type == "BinaryConv2dBits"][1])
+    onnx.save(model, tmp_path / "wrong.onnx")
+    with pytest.raises(GateError, match=r"^second: fed the same input, \d+ signs differ"):
+        check(captured, lowered, expose_onnx(tmp_path / "wrong.onnx", lowered.graph), images)

@@ -16,7 +16,6 @@ from onnx.reference import ReferenceEvaluator
 from bnas.export.graph import BinaryConv, FloatOp, Graph, same_pads
 from bnas.export.onnx_writer import to_onnx, write_onnx
 
-ROOT = Path(__file__).resolve().parents[2]
 Arrays = dict[str, np.ndarray]
 
 
@@ -144,7 +143,7 @@ def binary_block(rng: np.random.Generator, name: str, x: str, channels: int, **p
 
 
 def every_operator(rng: np.random.Generator) -> Graph:
-    """A graph with every kind of FLOAT_OPS and two binary units. Image 3 x 9 x 8 -> 5 classes."""
+    """A graph with every kind of float operator and two binary units. Image 3 x 9 x 8 -> 5 classes."""
 
     def floats(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape).astype(np.float32)
@@ -230,30 +229,6 @@ def test_a_written_file_has_its_metadata_and_packed_weights(
 def test_writing_needs_neither_torch_nor_tensorflow() -> None:
     code = "import bnas.export.units, sys; print([m for m in ('torch', 'tensorflow') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
-
-
-OLDEST = "1.17.3"
-
-
-@pytest.fixture(scope="session")
-def old_python() -> str:
-    """A Python with onnxruntime 1.17.3: BNAS_OLD_ORT_PYTHON, or an environment made once under build/."""
-    if given_python := os.environ.get("BNAS_OLD_ORT_PYTHON"):
-        return given_python
-    folder = ROOT / "build" / f"ort-{OLDEST}"
-    python = folder / "bin" / "python"
-    complete = folder / "complete"
-    if not complete.exists():
-        install = [str(python), "-m", "pip", "install", "--quiet", f"onnxruntime=={OLDEST}", "numpy<2"]
-        for command in ([sys.executable, "-m", "venv", "--clear", str(folder)], install):
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                reason = f"cannot make an environment with onnxruntime {OLDEST}: {done.stderr.strip()[-200:]}"
-                if os.environ.get("BNAS_REQUIRE_ALL") == "1":
-                    pytest.fail(reason)
-                pytest.skip(reason)
-        complete.touch()
-    return str(python)
 
 
 def test_the_oldest_supported_onnxruntime_gives_the_same(

@@ -21,8 +21,9 @@ IMAGES = np.random.default_rng(0).standard_normal((300, 1, 6, 6)).astype(np.floa
 class Network(nn.Module):
     """A stem and two binary convolutions; `pad_value` 0 makes them zero-padded, so that they stay float."""
 
-    def __init__(self, pad_value: float = 1.0) -> None:
+    def __init__(self, pad_value: float = 1.0, residual: bool = True) -> None:
         super().__init__()
+        self.residual = residual
         torch.manual_seed(0)
         self.stem, self.head, self.pad_value = nn.Conv2d(1, 32, 3, padding=1), nn.Linear(32, 4), pad_value
         self.weights = nn.ParameterList([torch.randn(32, 32, 3, 3) for _ in range(2)])
@@ -32,7 +33,8 @@ class Network(nn.Module):
         x = self.stem(x)
         for weight, norm in zip(self.weights, self.norms, strict=True):
             signs = F.pad(torch.where(x < 0, -1.0, 1.0), (1, 1, 1, 1), value=self.pad_value)
-            x = F.relu(norm(F.conv2d(signs, torch.where(weight < 0, -0.1, 0.1))) + x)
+            y = norm(F.conv2d(signs, torch.where(weight < 0, -0.1, 0.1)))
+            x = F.relu(y + x if self.residual else y) - 0.5
         return self.head(x.mean(dim=(2, 3)))
 
 
@@ -55,6 +57,14 @@ def test_onnx_with_its_twins(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
     assert session.run(None, {"image": IMAGES[:7]})[0].shape == (7, 4)
     assert {p.key: p.value for p in onnx.load(tmp_path / "net.onnx").metadata_props} == {"classes": "4"}
+
+
+def test_a_network_without_residuals_is_written_with_bits_between_its_units(tmp_path: Path) -> None:
+    report = export_network(Network(residual=False), IMAGES, tmp_path / "net.onnx", "onnx", {})
+    assert (report["binary_convs"], report["float_convs"]) == (2, 1) and report["argmax_agreement"] >= 0.997
+    operators = [node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node if node.domain == "ai.bnas"]
+    assert operators == ["PackSigns", "BinaryConv2dBits", "BinaryConv2dFromBits"]
+    assert {p.name for p in tmp_path.iterdir()} == {"net.onnx", "net.fp32.onnx", "net.int8.onnx"}
 
 
 def test_tflite(tmp_path: Path, require: Callable[[str], None]) -> None:
