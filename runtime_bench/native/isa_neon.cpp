@@ -67,24 +67,18 @@ void place(const uint32_t* words, int64_t step, int64_t n, void* cells, int64_t)
 
 uint32_t weight_cell(uint32_t word, int) { return word; }
 
-// Emits nothing, but makes the compiler finish N sums before it begins those that use `next`. Left alone, gcc starts
-// all of a step at once and runs out of registers.
-template <int N>
+// Emits nothing, but makes the compiler finish 4 sums before it begins those that use the 4 of `next`. Left alone, gcc
+// starts all of a step at once and runs out of registers.
 inline __attribute__((always_inline)) void fence(uint8x16_t* sum, uint8x16_t* next) {
-  if constexpr (N == 1) asm volatile("" : "+w"(sum[0]), "+w"(next[0]));
-  if constexpr (N == 2) asm volatile("" : "+w"(sum[0]), "+w"(sum[1]), "+w"(next[0]), "+w"(next[1]));
-  if constexpr (N == 4) {
-    asm volatile(""
-                 : "+w"(sum[0]), "+w"(sum[1]), "+w"(sum[2]), "+w"(sum[3]), "+w"(next[0]), "+w"(next[1]), "+w"(next[2]),
-                   "+w"(next[3]));
-  }
+  asm volatile(""
+               : "+w"(sum[0]), "+w"(sum[1]), "+w"(sum[2]), "+w"(sum[3]), "+w"(next[0]), "+w"(next[1]), "+w"(next[2]),
+                 "+w"(next[3]));
 }
 
 // One step of P x O sums; the first one of a chunk needs no addition.
 template <bool kFirst, int P, int O>
 inline __attribute__((always_inline)) void count_step(const uint32_t* source, const uint32_t* weights,
                                                       uint8x16_t (&sum)[O][P]) {
-  constexpr int kTogether = P < 4 ? P : 4;  // enough for processors that run instructions in order
   uint8x16_t cell[P];
 #pragma GCC unroll 8
   for (int p = 0; p < P; ++p) cell[p] = vreinterpretq_u8_u32(vld1q_u32(source + p * kLanes));
@@ -92,15 +86,14 @@ inline __attribute__((always_inline)) void count_step(const uint32_t* source, co
 #pragma GCC unroll 2
   for (int o = 0; o < O; ++o) {
     const uint8x16_t weight = vreinterpretq_u8_u32(o ? vdupq_lane_u32(pair, 1) : vdupq_lane_u32(pair, 0));
-#pragma GCC unroll 2
-    for (int p0 = 0; p0 < P; p0 += kTogether) {
-#pragma GCC unroll 4
-      for (int p = p0; p < p0 + kTogether; ++p) {
-        const uint8x16_t ones = vcntq_u8(veorq_u8(cell[p], weight));
-        sum[o][p] = kFirst ? ones : vaddq_u8(sum[o][p], ones);
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) {
+      const uint8x16_t ones = vcntq_u8(veorq_u8(cell[p], weight));
+      sum[o][p] = kFirst ? ones : vaddq_u8(sum[o][p], ones);
+      if constexpr (P * O > 8) {
+        const bool last = o + 1 == O && p + 1 == P;  // a fence there costs moves
+        if (p % 4 == 3 && !last) fence(sum[o] + p - 3, cell + (p + 1) % P);
       }
-      const bool last = o + 1 == O && p0 + kTogether == P;  // a fence there costs moves
-      if (!last) fence<kTogether>(sum[o] + p0, cell + (p0 + kTogether) % P);
     }
   }
 }
@@ -137,8 +130,8 @@ template <int O>
 void count_outputs(const Counting& job, int64_t first, int64_t positions, const uint32_t* weights, int32_t* counts,
                    int64_t stride) {
   int64_t vectors = (positions + kLanes - 1) / kLanes;
-  while (vectors > 0) {
-    const int tile = vectors >= kTile ? kTile : vectors >= 4 ? 4 : vectors >= 2 ? 2 : 1;
+  while (vectors > 0) {  // some junk past the end costs less than a small tile
+    const int tile = vectors > 4 ? kTile : vectors > 2 ? 4 : vectors == 2 ? 2 : 1;
     if (tile == kTile) count_tile<kTile, O>(job, first, weights, counts, stride);
     if (tile == 4) count_tile<4, O>(job, first, weights, counts, stride);
     if (tile == 2) count_tile<2, O>(job, first, weights, counts, stride);
@@ -223,7 +216,7 @@ int64_t bound(int64_t rounds, uint32_t* sink) {
     for (int first = 0; first < kSums; first += 4) {
 #pragma GCC unroll 4
       for (int i = first; i < first + 4; ++i) sum[i] = vaddq_u8(sum[i], vcntq_u8(veorq_u8(sum[i], word)));
-      fence<4>(sum + first, sum + (first + 4) % kSums);
+      fence(sum + first, sum + (first + 4) % kSums);
     }
   }
 #pragma GCC unroll 16
@@ -235,6 +228,6 @@ int64_t bound(int64_t rounds, uint32_t* sink) {
 
 extern const Isa kNeon;
 const Isa kNeon = {"neon", 4,    1,           kBlock, 8 * kTile * kLanes, false,     0, pack,
-                   place,  weight_cell, count,  finish, threshold, bound};
+                   place,  weight_cell, count,  finish, nullptr, threshold, bound};
 
 }  // namespace bnas
