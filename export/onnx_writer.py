@@ -212,9 +212,10 @@ def _pack_signs(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
 
 
 def _pad(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
-    pads = body.constant(f"{op.output}.pads", np.array(op.attributes["pads"], np.int64))
+    top, left, bottom, right = op.attributes["pads"]  # for all axes, see onnx_functions
+    pads = body.constant(f"{op.output}.pads", np.array([0, 0, top, left, 0, 0, bottom, right], np.int64))
     value = body.constant(f"{op.output}.value", np.array(op.attributes["value"], np.float32))
-    body.node("Pad", [op.inputs[0], pads, value, body.constant("spatial_axes", np.array([2, 3]))], op.output)
+    body.node("Pad", [op.inputs[0], pads, value], op.output)
 
 
 def _along_channels(body: _Body, op: FloatOp, part: str, shape: tuple[int, ...]) -> str:
