@@ -164,32 +164,36 @@ struct Work {
     }
   }
 
-  // Counts blocks [first_block, last_block), numbered through all groups, over one packed slab.
-  // `use(channel, channels, start, n, counts, stride)` takes n counts of each channel, from pixel `start` of the image.
-  template <typename Use>
-  void count(int64_t slab, int64_t first_block, int64_t last_block, const uint8_t* cells, const Use& use) const {
-    alignas(64) int32_t counts[kMaxBlock * (kMaxStrip + kCountsSlack)];
-    const int64_t stride = isa.strip + kCountsSlack;
-    const int64_t top = slab * plan.slab_rows, rows = std::min(plan.slab_rows, shape.out_height() - top);
-    const int64_t positions = plan.positions(rows);
+  // The blocks [first, last), numbered through all groups, of one packed slab: body(job, channel, channels, positions).
+  template <typename Body>
+  void for_blocks(int64_t slab, int64_t first, int64_t last, const uint8_t* cells, const Body& body) const {
+    const int64_t rows = std::min(plan.slab_rows, shape.out_height() - slab * plan.slab_rows);
     Counting job;
-    job.junk = plan.pitch != plan.out_width;
     job.offsets = plan.offsets.data();
     job.steps = static_cast<int64_t>(plan.offsets.size());
-    for (int64_t block = first_block; block < last_block; ++block) {
+    job.valid = plan.valid.data();
+    job.junk = plan.pitch != plan.out_width;
+    for (int64_t block = first; block < last; ++block) {
       const int64_t group = block / group_blocks(), in_group = block % group_blocks() * isa.block;
-      const int channels = static_cast<int>(std::min<int64_t>(isa.block, shape.group_outputs() - in_group));
       job.cells = cells + group * plan.words * plan.word_cells * isa.cell_bytes;
       job.weights = weights + block * job.steps * isa.block;
-      for (int64_t first = 0; first < positions; first += isa.strip) {
-        const int64_t n = std::min(isa.strip, positions - first);
-        job.valid = plan.valid.data() + first / 16;
-        isa.count(job, first, n, channels, counts, stride);
-        if (job.junk && !isa.squeezes) squeeze(plan, first, n, channels, counts, stride);
-        const int64_t start = plan.compact(first);
-        use(group * shape.group_outputs() + in_group, channels, top * plan.out_width + start,
-            plan.compact(first + n) - start, counts, stride);
-      }
+      body(job, group * shape.group_outputs() + in_group,
+           static_cast<int>(std::min<int64_t>(isa.block, shape.group_outputs() - in_group)), plan.positions(rows));
+    }
+  }
+
+  // use(start, n, counts, stride) takes n counts of each channel, from the start-th output pixel of the slab on.
+  template <typename Use>
+  void count(Counting job, int64_t positions, int channels, const Use& use) const {
+    alignas(64) int32_t counts[kMaxBlock * (kMaxStrip + kCountsSlack)];
+    const int64_t stride = isa.strip + kCountsSlack;
+    for (int64_t first = 0; first < positions; first += isa.strip) {
+      const int64_t n = std::min(isa.strip, positions - first);
+      isa.count(job, first, n, channels, counts, stride);
+      if (job.junk && !isa.squeezes) squeeze(plan, first, n, channels, counts, stride);
+      const int64_t start = plan.compact(first);
+      use(start, plan.compact(first + n) - start, counts, stride);
+      job.valid += isa.strip / 16;
     }
   }
 
@@ -271,26 +275,34 @@ void BinaryConv::run_to_float(const ConvShape& shape, const Fill& fill, const Af
   const auto neutral = [](PerChannel p, float value) { return p.count == 1 && p.values[0] == value; };
   const bool rectify = !neutral(affine.slope, 1) || !neutral(affine.shift_in, 0) || !neutral(affine.shift_out, 0);
 
+  const auto finish_of = [&](int64_t c) {
+    Finish f;
+    f.fan_in = static_cast<float>(shape.fan_in());
+    f.scale = at(affine.scale, c);
+    f.bias = at(affine.bias, c) + (affine.residual ? 0.0f : affine.residual_value);
+    f.rectify = rectify;
+    f.shift_in = at(affine.shift_in, c);
+    f.slope = at(affine.slope, c);
+    f.shift_out = at(affine.shift_out, c);
+    return f;
+  };
+
   work.run(host, fill, [&](int64_t image, int64_t slab, int64_t range, const uint8_t* cells) {
     const int64_t first = range * plan->range_blocks, last = std::min(first + plan->range_blocks, blocks);
-    const int64_t out = image * shape.out_channels * out_pixels;
-    work.count(slab, first, last, cells,
-               [&](int64_t channel, int channels, int64_t start, int64_t n, const int32_t* counts, int64_t stride) {
-                 for (int o = 0; o < channels; ++o) {
-                   const int64_t c = channel + o, offset = out + c * out_pixels + start;
-                   Finish f;
-                   f.fan_in = static_cast<float>(shape.fan_in());
-                   f.scale = at(affine.scale, c);
-                   f.bias = at(affine.bias, c);
-                   if (!affine.residual) f.bias += affine.residual_value;
-                   f.rectify = rectify;
-                   f.shift_in = at(affine.shift_in, c);
-                   f.slope = at(affine.slope, c);
-                   f.shift_out = at(affine.shift_out, c);
-                   isa.finish(f, counts + o * stride, affine.residual ? affine.residual + offset : nullptr, y + offset,
-                              n);
-                 }
-               });
+    const int64_t origin = image * shape.out_channels * out_pixels + slab * plan->slab_rows * plan->out_width;
+    work.for_blocks(slab, first, last, cells, [&](const Counting& job, int64_t c, int channels, int64_t positions) {
+      Finish finish[kMaxBlock];
+      for (int o = 0; o < channels; ++o) finish[o] = finish_of(c + o);
+      const float* residual = affine.residual ? affine.residual + origin + c * out_pixels : nullptr;
+      float* target = y + origin + c * out_pixels;
+      if (isa.unit) return isa.unit(job, finish, channels, positions, residual, target, out_pixels);
+      work.count(job, positions, channels, [&](int64_t start, int64_t n, const int32_t* counts, int64_t stride) {
+        for (int o = 0; o < channels; ++o) {
+          const int64_t offset = o * out_pixels + start;
+          isa.finish(finish[o], counts + o * stride, residual ? residual + offset : nullptr, target + offset, n);
+        }
+      });
+    });
   });
 }
 
@@ -327,18 +339,20 @@ void BinaryConv::run_bits(const ConvShape& shape, const uint32_t* x, const int32
     for (int64_t word = 0; word < out_words; ++word) {
       std::memset(out + word * out_pixels + begin, 0, static_cast<size_t>(end - begin) * 4);
     }
-    work.count(slab, 0, shape.groups * work.group_blocks(), cells,
-               [&](int64_t channel, int channels, int64_t start, int64_t n, const int32_t* counts, int64_t stride) {
-                 for (int o = 0; o < channels; ++o) {
-                   const int64_t c = channel + o, k = shape.fan_in();
-                   // dot < t  <=>  count > (k - t) / 2, rounded down; beyond [-1, k] nothing changes
-                   const int64_t room = k - static_cast<int64_t>(thresholds[c]);
-                   const int64_t half = (room - (room < 0 ? 1 : 0)) / 2;
-                   const int32_t limit = static_cast<int32_t>(std::clamp<int64_t>(half, -1, k));
-                   isa.threshold(counts + o * stride, isa.count_base + limit, static_cast<int>(c % kWordBits),
-                                 out + c / kWordBits * out_pixels + start, n);
-                 }
-               });
+    const int64_t blocks = shape.groups * work.group_blocks(), k = shape.fan_in();
+    work.for_blocks(slab, 0, blocks, cells, [&](const Counting& job, int64_t first, int channels, int64_t positions) {
+      work.count(job, positions, channels, [&](int64_t start, int64_t n, const int32_t* counts, int64_t stride) {
+        for (int o = 0; o < channels; ++o) {
+          const int64_t c = first + o;
+          // dot < t  <=>  count > (k - t) / 2, rounded down; beyond [-1, k] nothing changes
+          const int64_t room = k - static_cast<int64_t>(thresholds[c]);
+          const int64_t half = (room - (room < 0 ? 1 : 0)) / 2;
+          const int32_t limit = static_cast<int32_t>(std::clamp<int64_t>(half, -1, k));
+          isa.threshold(counts + o * stride, isa.count_base + limit, static_cast<int>(c % kWordBits),
+                        out + c / kWordBits * out_pixels + begin + start, n);
+        }
+      });
+    });
   });
 }
 

@@ -24,11 +24,11 @@ struct Counting {
   bool junk;              // whether there is any
 };
 
-// act(v) of one output channel; see `finish`.
+// What becomes of the counts of one output channel; see `finish`.
 struct Finish {
   float fan_in;  // K
   float scale, bias;
-  bool rectify;                 // whether there is an activation
+  bool rectify;                      // whether there is an activation
   float shift_in, slope, shift_out;  // read if rectify
 };
 
@@ -61,6 +61,12 @@ struct Isa {
   // With count_base subtracted from the counts: y[i] = act((fan_in - 2 counts[i]) * scale + bias + residual[i]), residual may be null;
   // act(v) = prelu(v - shift_in; slope) + shift_out, where prelu multiplies values < 0 by the slope. y may be residual.
   void (*finish)(const Finish& channel, const int32_t* counts, const float* residual, float* y, int64_t n);
+
+  // Null, or `count` and `finish` in one for a block: channel o, whose output plane starts at y + o * plane, ends as
+  // channels[o] says. `residual` (null: none) and y point to the output pixel of position 0, `positions` is of any
+  // size and starts at 0. rectify is the same in all channels.
+  void (*unit)(const Counting& job, const Finish* channels, int n, int64_t positions, const float* residual, float* y,
+               int64_t plane);
 
   // words[i] |= (counts[i] > limit) << bit, both with count_base
   void (*threshold)(const int32_t* counts, int32_t limit, int bit, uint32_t* words, int64_t n);

@@ -8,7 +8,13 @@ namespace {
 
 constexpr int kBlock = 8;
 constexpr int kLanes = 16;
-constexpr int kTile = 3;  // registers of pixels: 3 x 8 sums, 3 pixels and the rest fit into 32 registers
+constexpr int kTile = 3, kOutputs = 4;  // registers of pixels, outputs: 3 x 4 pairs of sums fit into 32 registers
+constexpr int64_t kStrip = 10 * kTile * kLanes;
+
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+};
 
 void pack(const float* x, int64_t plane, const float* shift, int64_t shift_step, int64_t channels, int64_t pixels,
           uint32_t* words) {
@@ -70,9 +76,10 @@ inline __attribute__((always_inline)) __m512i broadcast(const uint32_t* weight) 
   return value;
 }
 
-template <int P, int O, bool kJunk>
+// sum = kBase + the counts of O outputs at P registers of positions.
+template <int P, int O>
 inline __attribute__((always_inline)) void count_tile(const Counting& job, const uint32_t* weights, int64_t position,
-                                                      const uint16_t* valid, int32_t* counts, int64_t stride) {
+                                                      __m512i (&sum)[O][P]) {
   const uint32_t* cells = static_cast<const uint32_t*>(job.cells) + position;
   __m512i twos[O][P], ones[O][P];
 #pragma GCC unroll 8
@@ -124,83 +131,112 @@ inline __attribute__((always_inline)) void count_tile(const Counting& job, const
   }
 #pragma GCC unroll 8
   for (int o = 0; o < O; ++o) {
-    int32_t* target = counts + o * stride;
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
-      const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(twos[o][p], 1), _mm512_popcnt_epi32(ones[o][p]));
-      _mm512_storeu_si512(target, kJunk ? _mm512_maskz_compress_epi32(valid[p], sum) : sum);
-      target += kJunk ? __builtin_popcount(valid[p]) : kLanes;
+      sum[o][p] = _mm512_add_epi32(_mm512_slli_epi32(twos[o][p], 1), _mm512_popcnt_epi32(ones[o][p]));
     }
   }
 }
 
+// P registers of positions: which lanes are valid, and where their output pixels lie.
 template <int P, bool kJunk>
-inline __attribute__((always_inline)) void count_tiles(const Counting& job, int64_t position, const uint16_t* valid,
-                                                       int channels, int32_t* counts, int64_t stride) {
-  for (int o = 0; o < channels; o += 4) {
-    count_tile<P, 4, kJunk>(job, job.weights + o, position, valid, counts + o * stride, stride);
+struct Lanes {
+  __mmask16 valid[P], kept[P];
+  int64_t start[P + 1];
+
+  // From word `first` of `words` words of valid bits on; `last` masks the last word.
+  Lanes(const uint16_t* bits, int64_t first, int64_t words, uint16_t last, int64_t done) {
+    start[0] = done;
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      const uint32_t mask = (kJunk ? bits[first + p] : 0xffff) & (first + p == words - 1 ? last : 0xffff);
+      const int count = __builtin_popcount(mask);
+      valid[p] = static_cast<__mmask16>(mask);
+      kept[p] = static_cast<__mmask16>((1u << count) - 1);
+      start[p + 1] = start[p] + count;
+    }
+  }
+  __m512i squeeze(int p, __m512i sum) const { return kJunk ? _mm512_maskz_compress_epi32(valid[p], sum) : sum; }
+};
+
+// Covers registers of positions with tiles: tile(P, i) for P registers from the i-th on.
+template <typename Tile>
+inline __attribute__((always_inline)) void for_tiles(int64_t registers, const Tile& tile) {
+  int64_t i = 0;
+  for (; i + kTile <= registers; i += kTile) tile(Constant<kTile>{}, i);
+  if (registers - i == 2) tile(Constant<2>{}, i);
+  if (registers - i == 1) tile(Constant<1>{}, i);
+}
+
+template <int P, int O, bool kJunk>
+inline __attribute__((always_inline)) void store_counts(const Counting& job, int o, int64_t position,
+                                                        const Lanes<P, kJunk>& lanes, int32_t* counts,
+                                                        int64_t stride) {
+  __m512i sum[O][P];
+  count_tile<P, O>(job, job.weights + o, position, sum);
+#pragma GCC unroll 8
+  for (int q = 0; q < O; ++q) {
+    int32_t* target = counts + (o + q) * stride;
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) _mm512_storeu_si512(target + lanes.start[p], lanes.squeeze(p, sum[q][p]));
   }
 }
 
 template <bool kJunk>
 void count_strip(const Counting& job, int64_t first, int64_t positions, int channels, int32_t* counts,
                  int64_t stride) {
-  const int64_t vectors = (positions + kLanes - 1) / kLanes;
-  for (int64_t i = 0; i < vectors; i += kTile) {
-    const uint16_t* valid = kJunk ? job.valid + i : nullptr;
-    const int64_t position = first + i * kLanes, left = vectors - i;
-    if (left >= kTile) {
-      count_tiles<kTile, kJunk>(job, position, valid, channels, counts, stride);
-    } else if (left == 2) {
-      count_tiles<2, kJunk>(job, position, valid, channels, counts, stride);
-    } else {
-      count_tiles<1, kJunk>(job, position, valid, channels, counts, stride);
+  const int64_t registers = (positions + kLanes - 1) / kLanes;
+  int64_t done = 0;
+  for_tiles(registers, [&](auto constant, int64_t i) {
+    constexpr int P = decltype(constant)::value;
+    const Lanes<P, kJunk> lanes(job.valid, i, registers, 0xffff, done);
+    for (int o = 0; o < channels; o += kOutputs) {  // beyond `channels` the weights are there, and the counts too
+      store_counts<P, kOutputs, kJunk>(job, o, first + i * kLanes, lanes, counts, stride);
     }
-    for (int p = 0; p < kTile && p < left; ++p) counts += kJunk ? __builtin_popcount(valid[p]) : kLanes;
-  }
+    done = lanes.start[P];
+  });
 }
 
 void count(const Counting& job, int64_t first, int64_t positions, int channels, int32_t* counts, int64_t stride) {
   return job.junk ? count_strip<true>(job, first, positions, channels, counts, stride)
-                   : count_strip<false>(job, first, positions, channels, counts, stride);
+                  : count_strip<false>(job, first, positions, channels, counts, stride);
 }
 
-template <bool kResidual, bool kRectify, bool kShift>
-void finish_as(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
-  // (K - 2 count) * scale + bias, from f = 2^23 + count: (f - (2^23 + K / 2)) * (-2 scale) + bias, where the difference
-  // is exact; the half of an odd K goes into the bias. The shift in front of the activation goes there too.
-  const int32_t half = static_cast<int32_t>(f.fan_in) / 2;
-  const bool odd = static_cast<int32_t>(f.fan_in) % 2;
-  const __m512 middle = _mm512_set1_ps(8388608.0f + static_cast<float>(half)), scale = _mm512_set1_ps(-2.0f * f.scale);
-  const __m512 bias = _mm512_set1_ps((odd ? f.bias + f.scale : f.bias) - (kRectify ? f.shift_in : 0.0f));
-  const __m512 slope = _mm512_set1_ps(f.slope), shift_out = _mm512_set1_ps(f.shift_out);
-  const auto value = [&](__m512i sum, __m512 added) {
+// act((K - 2 count) * scale + bias + residual) from f = 2^23 + count: (f - (2^23 + K / 2)) * (-2 scale) + bias, where
+// the difference is exact; the half of an odd K goes into the bias, and so does the shift in front of the activation.
+// No activation is one with slope 1.
+struct Affine {
+  float middle, scale, bias, slope, shift_out;
+
+  Affine() = default;
+  explicit Affine(const Finish& f) {
+    const int32_t fan_in = static_cast<int32_t>(f.fan_in);
+    middle = 8388608.0f + static_cast<float>(fan_in / 2);
+    scale = -2.0f * f.scale;
+    bias = (fan_in % 2 ? f.bias + f.scale : f.bias) - (f.rectify ? f.shift_in : 0.0f);
+    slope = f.rectify ? f.slope : 1.0f;
+    shift_out = f.rectify ? f.shift_out : 0.0f;
+  }
+};
+
+template <bool kShift>
+struct Affines {  // the same in every lane
+  __m512 middle, scale, bias, slope, shift_out;
+
+  explicit Affines(const Affine& a)
+      : middle(_mm512_set1_ps(a.middle)),
+        scale(_mm512_set1_ps(a.scale)),
+        bias(_mm512_set1_ps(a.bias)),
+        slope(_mm512_set1_ps(a.slope)),
+        shift_out(_mm512_set1_ps(a.shift_out)) {}
+
+  __m512 operator()(__m512i sum, __m512 residual) const {
     __m512 v = _mm512_fmadd_ps(_mm512_sub_ps(_mm512_castsi512_ps(sum), middle), scale, bias);
-    if (kResidual) v = _mm512_add_ps(v, added);
-    if (kRectify) {
-      v = _mm512_mask_mul_ps(v, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ), v, slope);
-      if (kShift) v = _mm512_add_ps(v, shift_out);
-    }
-    return v;
-  };
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    const __m512 added = kResidual ? _mm512_loadu_ps(residual + i) : _mm512_setzero_ps();
-    _mm512_storeu_ps(y + i, value(_mm512_loadu_si512(counts + i), added));
+    v = _mm512_add_ps(v, residual);
+    v = _mm512_mask_mul_ps(v, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ), v, slope);
+    return kShift ? _mm512_add_ps(v, shift_out) : v;
   }
-  if (i < n) {
-    const __mmask16 rest = static_cast<__mmask16>((1u << (n - i)) - 1);
-    const __m512 added = kResidual ? _mm512_maskz_loadu_ps(rest, residual + i) : _mm512_setzero_ps();
-    _mm512_mask_storeu_ps(y + i, rest, value(_mm512_maskz_loadu_epi32(rest, counts + i), added));
-  }
-}
-
-template <bool kResidual>
-void finish_with(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
-  if (!f.rectify) return finish_as<kResidual, false, false>(f, counts, residual, y, n);
-  return f.shift_out == 0 ? finish_as<kResidual, true, false>(f, counts, residual, y, n)
-                          : finish_as<kResidual, true, true>(f, counts, residual, y, n);
-}
+};
 
 // As the definition says it, for a scale whose double is no number.
 void finish_plainly(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
@@ -215,10 +251,91 @@ void finish_plainly(const Finish& f, const int32_t* counts, const float* residua
   }
 }
 
-void finish(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
+bool doubles(const Finish& f) {
   const float twice = 2.0f * f.scale;
-  if (!(twice - twice == 0)) return finish_plainly(f, counts, residual, y, n);
-  return residual ? finish_with<true>(f, counts, residual, y, n) : finish_with<false>(f, counts, residual, y, n);
+  return twice - twice == 0;
+}
+
+void finish(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
+  if (!doubles(f)) return finish_plainly(f, counts, residual, y, n);
+  const Affines<true> affine{Affine(f)};
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const __mmask16 rest = n - i >= kLanes ? 0xffff : static_cast<__mmask16>((1u << (n - i)) - 1);
+    const __m512 added = residual ? _mm512_maskz_loadu_ps(rest, residual + i) : _mm512_setzero_ps();
+    _mm512_mask_storeu_ps(y + i, rest, affine(_mm512_maskz_loadu_epi32(rest, counts + i), added));
+  }
+}
+
+template <int P, int O, bool kJunk, bool kShift>
+inline __attribute__((always_inline)) void unit_tile(const Counting& job, const Affine* affine, int o,
+                                                     int64_t position, const Lanes<P, kJunk>& lanes,
+                                                     const float* residual, float* y, int64_t plane) {
+  __m512i sum[O][P];
+  count_tile<P, O>(job, job.weights + o, position, sum);
+#pragma GCC unroll 8
+  for (int q = 0; q < O; ++q) {
+    const Affines<kShift> finished(affine[o + q]);
+    const float* added = residual + (o + q) * plane;
+    float* target = y + (o + q) * plane;
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      const __mmask16 kept = lanes.kept[p];
+      // Without a residual nothing is read: the mask is empty.
+      const __m512 extra = _mm512_maskz_loadu_ps(residual ? kept : __mmask16{0}, added + lanes.start[p]);
+      _mm512_mask_storeu_ps(target + lanes.start[p], kept, finished(lanes.squeeze(p, sum[q][p]), extra));
+    }
+  }
+}
+
+template <bool kJunk, bool kShift>
+void unit_tiles(const Counting& job, const Affine* affine, int n, int64_t positions, const float* residual, float* y,
+                int64_t plane) {
+  const int64_t registers = (positions + kLanes - 1) / kLanes;
+  const uint16_t last = static_cast<uint16_t>((2u << ((positions - 1) % kLanes)) - 1);
+  int64_t done = 0;  // output pixels of every channel
+  for_tiles(registers, [&](auto constant, int64_t i) {
+    constexpr int P = decltype(constant)::value;
+    const Lanes<P, kJunk> lanes(job.valid, i, registers, last, done);
+    int o = 0;
+    for (; o + kOutputs <= n; o += kOutputs) {
+      unit_tile<P, kOutputs, kJunk, kShift>(job, affine, o, i * kLanes, lanes, residual, y, plane);
+    }
+    for (; o < n; ++o) unit_tile<P, 1, kJunk, kShift>(job, affine, o, i * kLanes, lanes, residual, y, plane);
+    done = lanes.start[P];
+  });
+}
+
+void unit_plainly(const Counting& job, const Finish* channels, int n, int64_t positions, const float* residual,
+                  float* y, int64_t plane) {
+  int32_t counts[kBlock * (kStrip + kLanes)];
+  Counting strip = job;
+  for (int64_t first = 0, done = 0; first < positions; first += kStrip) {
+    const int64_t lanes = positions - first < kStrip ? positions - first : kStrip;
+    count(strip, first, lanes, n, counts, kStrip + kLanes);
+    int64_t valid = 0;
+    for (int64_t i = 0; i < lanes; ++i) valid += job.junk ? strip.valid[i / kLanes] >> i % kLanes & 1 : 1;
+    for (int o = 0; o < n; ++o) {
+      const int64_t at = o * plane + done;
+      finish(channels[o], counts + o * (kStrip + kLanes), residual ? residual + at : nullptr, y + at, valid);
+    }
+    strip.valid += kStrip / kLanes;
+    done += valid;
+  }
+}
+
+void unit(const Counting& job, const Finish* channels, int n, int64_t positions, const float* residual, float* y,
+          int64_t plane) {
+  Affine affine[kBlock];
+  bool doubled = true, shift = false;
+  for (int o = 0; o < n; ++o) {
+    affine[o] = Affine(channels[o]);
+    doubled = doubled && doubles(channels[o]);
+    shift = shift || affine[o].shift_out != 0;
+  }
+  if (!doubled) return unit_plainly(job, channels, n, positions, residual, y, plane);
+  const auto tiles = job.junk ? (shift ? unit_tiles<true, true> : unit_tiles<true, false>)
+                              : (shift ? unit_tiles<false, true> : unit_tiles<false, false>);
+  tiles(job, affine, n, positions, residual, y, plane);
 }
 
 void threshold(const int32_t* counts, int32_t limit, int bit, uint32_t* words, int64_t n) {
@@ -251,7 +368,7 @@ int64_t bound(int64_t rounds, uint32_t* sink) {
 }  // namespace
 
 extern const Isa kAvx512;
-const Isa kAvx512 = {"avx512", 4,     1,     kBlock, 10 * kTile * kLanes, true, kBase, pack,
-                     place, weight_cell, count, finish, threshold, bound};
+const Isa kAvx512 = {"avx512", 4,     1,     kBlock, kStrip, true, kBase, pack,
+                     place, weight_cell, count, finish, unit, threshold, bound};
 
 }  // namespace bnas

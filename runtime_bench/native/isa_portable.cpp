@@ -65,6 +65,6 @@ int64_t bound(int64_t rounds, uint32_t* sink) {
 
 extern const Isa kPortable;
 const Isa kPortable = {"portable", 4,    1,     kBlock,    256,    false, 0, pack,
-                       place,      weight_cell, count, finish, threshold, bound};
+                       place,      weight_cell, count, finish, nullptr, threshold, bound};
 
 }  // namespace bnas

@@ -7,7 +7,7 @@
 namespace bnas {
 namespace {
 
-constexpr int64_t kSlabBytes = int64_t{192} << 10;  // of float pixels: they stay in the second cache until reused
+constexpr int64_t kSlabBytes = int64_t{400} << 10;  // of float pixels: they stay in the second cache until reused
 constexpr int64_t kTaskMacs = int64_t{16} << 20;    // binary MACs worth handing over to another thread
 
 // Taps read index (position + offset) of the plane of their residue.
