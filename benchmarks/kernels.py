@@ -65,7 +65,8 @@ class Layer:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one unit."""
-        return -((-self.size // self.stride) ** 2) * self.in_channels * self.out_channels * self.kernel**2
+        pixels = (-(-self.size // self.stride)) ** 2
+        return pixels * self.in_channels * self.out_channels * self.kernel**2
 
 
 LAYERS = (
