@@ -41,7 +41,7 @@ enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 enum ElementType : int { kFloat = 1, kUint8 = 2, kInt32 = 6, kInt64 = 7, kUint32 = 12 };
 enum AttributeType : int { kAttributeInt = 1, kAttributeInts = 2 };
 enum ValueKind : int { kTensor = 1 };
-enum LogLevel : int { kLogError = 3 };
+enum LogLevel : int { kLogFatal = 4 };
 enum OptimizationLevel : int { kNoOptimization = 0 };
 enum AllocatorKind : int { kDeviceAllocator = 0 };
 enum MemoryKind : int { kDefaultMemory = 0 };

@@ -23,6 +23,11 @@ namespace {
 constexpr char kDomain[] = "ai.bnas";
 constexpr int64_t kMost = int64_t{1} << 20;  // of any size; the shapes' own checks know more
 
+void require_size(const char* what, int64_t value) {
+  if (value >= 1 && value <= kMost) return;
+  refuse(std::string(what) + " is " + std::to_string(value) + ", expected 1 to " + std::to_string(kMost));
+}
+
 // Attributes -> a shape without batch, height, width and output channels.
 template <typename Attributes>
 ConvShape conv_attributes(const Attributes& attributes) {
@@ -33,8 +38,8 @@ ConvShape conv_attributes(const Attributes& attributes) {
   const int64_t in_channels = integers(attributes, "in_channels", 1)[0];
   ConvShape shape;
   shape.groups = integer(attributes, "group");
-  if (shape.groups < 1 || shape.groups > kMost) refuse("group is " + std::to_string(shape.groups));
-  if (in_channels < 1 || in_channels > kMost) refuse("in_channels is " + std::to_string(in_channels));
+  require_size("group", shape.groups);
+  require_size("in_channels", in_channels);
   shape.channels = in_channels * shape.groups;
   shape.kernel_h = kernel[0], shape.kernel_w = kernel[1];
   shape.stride_h = strides[0], shape.stride_w = strides[1];
@@ -132,13 +137,11 @@ class Weights {
     shape->height = extent(shape->kernel_h, shape->dilation_h);
     shape->width = extent(shape->kernel_w, shape->dilation_w);
     shape->out_channels = shape->groups;
-    Tensor tensor;
-    if (value) {
-      tensor = tensor_of(api, value, "w_packed", kUint8);
-      set_outputs(tensor, shape);
-    }
     require_valid(*shape);
     if (!value) return;
+    const Tensor tensor = tensor_of(api, value, "w_packed", kUint8);
+    set_outputs(tensor, shape);
+    require_valid(*shape);
     conv_ = std::make_shared<const BinaryConv>(*shape, tensor.as<uint8_t>(), path_);
     constant_ = true;
     outputs_ = shape->out_channels;
@@ -279,7 +282,7 @@ class PackSigns : public Kernel {
         path_(selected_path()),
         channels_(integers(KernelAttributes{api, info}, "in_channels", 1)[0]),
         shift_(api, info, 1, "shift", kFloat) {
-    if (channels_ < 1 || channels_ > kMost) refuse("in_channels is " + std::to_string(channels_));
+    require_size("in_channels", channels_);
     shift_.check(channels_);
   }
 

@@ -4,6 +4,7 @@
 #include <glob.h>
 #include <limits.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #ifdef __GLIBC__
 #include <gnu/libc-version.h>
@@ -155,6 +156,8 @@ std::string program_folder() {
 }
 
 std::vector<uint8_t> read_file(const std::string& path) {
+  struct stat status = {};
+  if (stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode)) throw Mistake(path + " is a directory");
   std::ifstream file(path, std::ios::binary);
   std::vector<uint8_t> data;
   if (file) data.assign(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
@@ -285,7 +288,7 @@ class Network {
   Network(const Runtime& runtime, const Options& options, const std::string& ops)
       : api_(*runtime.api), env_(api_), session_(api_), memory_(api_) {
     Owned<ort::SessionOptions, ort::ReleaseSessionOptions> settings(api_);
-    ok("onnxruntime cannot start", ort::CreateEnv(api_, ort::kLogError, "bnas-runner", &env_.pointer));
+    ok("onnxruntime cannot start", ort::CreateEnv(api_, ort::kLogFatal, "bnas-runner", &env_.pointer));
     ok("", ort::CreateSessionOptions(api_, &settings.pointer));
     ok("", ort::SetIntraOpNumThreads(api_, settings.pointer, options.threads));
     ok("", ort::SetInterOpNumThreads(api_, settings.pointer, 1));
@@ -529,7 +532,7 @@ std::string number(double value) {
 
 std::string one_line(std::string text) {
   for (char& c : text) {
-    if (c == '\n' || c == '\r' || c == '\t') c = ' ';
+    if (static_cast<unsigned char>(c) < 32 || c == 127) c = ' ';
   }
   return text;
 }
@@ -642,7 +645,11 @@ Report run(const Options& options) {
     report.outputs.push_back(port);
     if (i >= options.outputs.size()) continue;
     if (!data) throw std::runtime_error("output '" + port.name + "' is of a type that cannot be written");
-    npy::write(options.outputs[i], *kind_of(port.type), port.dims, data);
+    try {
+      npy::write(options.outputs[i], *kind_of(port.type), port.dims, data);
+    } catch (const std::runtime_error& error) {
+      throw Mistake(error.what());
+    }
   }
   report.samples = time_runs(network.get(), options);
   return report;
