@@ -30,7 +30,7 @@ CMAKE_FLAGS_aarch64 := -DCMAKE_TOOLCHAIN_FILE=aarch64.cmake
 CMAKE_FLAGS_sanitize := -DBNAS_SANITIZE=ON
 
 # What the NEON kernel should cost, from its machine code (needs g++-aarch64-linux-gnu and llvm-mca); not a measurement.
-neon-report: aarch64
+neon-report: $(VENV)/ready
 	$(BIN)/python benchmarks/neon_report.py
 
 # The package is installed editable; a change of pyproject, of the pins or of the C++ installs again.

@@ -19,6 +19,7 @@ from bnas.export.units import unit_model
 from bnas.profiles.schema import Profile, load_profile, save_profile
 from bnas.profiles.workload import Workload
 from bnas.runtime_bench import machine
+from bnas.runtime_bench.engines import onnx_engine
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -92,7 +93,12 @@ def test_json_of_the_whole_path(documents: dict[str, Any]) -> None:
     ]  # fmt: skip
     assert all(0 < row["p10_ms"] <= row["p50_ms"] <= row["p90_ms"] for row in bench["results"])
     assert bench["predicted"]["comparable"] is False and bench["predicted"]["ms"] == search["predicted_ms"]
-    assert bench["results"][0]["engine"] == "function-float" and bench["speedups"] == [] and bench["no_speedup_reason"]
+    assert bench["results"][0]["engine"] == onnx_engine().name
+    if onnx_engine().operators:
+        assert [gain["label"] for gain in bench["speedups"]] == ["onnx"] and bench["no_speedup_reason"] is None
+        assert export["kernels"]["engine"] == onnx_engine().name
+    else:
+        assert bench["speedups"] == [] and "install a C++17 compiler" in bench["no_speedup_reason"]
     report = documents["report"]
     assert report["search"] == search and report["train"] == train and report["onnx"] == export
     assert report["config"]["max_latency_ms"] == search["limit_ms"]
@@ -235,15 +241,28 @@ def test_ctrl_c_says_how_to_go_on(tiny: tuple[str, ...], tmp_path: Path) -> None
     assert last == "error: interrupted; the same command continues where it stopped"
 
 
-def test_a_profile_of_another_runtime_version_is_refused(
-    tiny: tuple[str, ...], tmp_path: Path, fails: Callable[..., str]
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"version": "0.0.1"},
+        {"operators": "0.0.1"},
+        {"name": "function-float", "operators": None},  # as if the kernels had not been built then, or
+        {"name": "native-mmx", "operators": "0.0.1"},  # not now
+    ],
+)
+def test_a_profile_of_another_engine_is_refused(
+    other: dict[str, Any], tiny: tuple[str, ...], tmp_path: Path, fails: Callable[..., str]
 ) -> None:
+    if other.get("name") == onnx_engine().name:
+        pytest.skip("the kernels were not built")
+    engine = {**onnx_engine().model_dump(), **other}
     known = load_profile("rpi4b").model_dump()
     here = {"name": "local", "fingerprint": machine.fingerprint()}
-    engine = {"name": "function-float", "runtime": "onnxruntime", "version": "0.0.1"}
     save_profile(Profile.model_validate({**known, "device": here, "engine": engine}), tmp_path / "old.yaml")
     line = fails("search", "--profile", "old.yaml", *tiny[2:])
-    assert "0.0.1" in line and "bnas profiles build" in line
+    assert f"measured with {engine['name']} (onnxruntime {engine['version']}" in line
+    assert f"here runs {onnx_engine().text}" in line
+    assert line.rstrip().endswith("bnas profiles build --device local --space tiny --threads 1 --out old.yaml")
     assert not (tmp_path / "runs").exists()
 
 

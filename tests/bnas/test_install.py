@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import tarfile
 import venv
 from pathlib import Path
 
@@ -18,15 +19,30 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of an environment that holds `pip install .` and nothing else."""
-    folder = tmp_path_factory.mktemp("base")
+    return install(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def without_compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same where no compiler works."""
+    return install(tmp_path_factory.mktemp("bare"), CC="/bin/false", CXX="/bin/false")
+
+
+def install(folder: Path, **env: str) -> Path:
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
-    done = subprocess.run([python, "-m", "pip", "install", "--quiet", ROOT], capture_output=True, text=True)
+    pip(python, "install", "-v", ROOT, log=folder / "log.txt", **env)
+    return python
+
+
+def pip(python: Path, *arguments: object, log: Path, **env: str) -> None:
+    command = [python, "-m", "pip", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | env)
     if any(reason in done.stderr for reason in NO_NETWORK):
         missing = pytest.fail if os.environ.get("BNAS_REQUIRE_ALL") == "1" else pytest.skip
         missing("needs a network to install from")
     assert done.returncode == 0, done.stderr
-    return python
+    log.write_text(done.stdout + done.stderr)
 
 
 @pytest.fixture
@@ -57,10 +73,45 @@ def test_times_a_network(python: Path, model: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [python.with_name("bnas"), "bench", model, "--seconds", "0.2"], cwd=tmp_path, capture_output=True, text=True
     )
-    assert done.returncode == 0 and "function-float" in done.stdout, done.stderr
+    assert done.returncode == 0 and "native-" in done.stdout, done.stderr
     done = run(python, "-m", "bnas", "bench", "model.onnx", "--threads", 1, "--seconds", 0.2, "--json", cwd=tmp_path)
     (row,) = json.loads(done.stdout)["results"]
-    assert row["engine"] == "function-float" and row["p50_ms"] > 0 and row["bytes"] == model.stat().st_size
+    assert row["engine"].startswith("native-") and row["p50_ms"] > 0 and row["bytes"] == model.stat().st_size
+
+
+def test_holds_the_kernels_and_not_their_sources(python: Path, tmp_path: Path) -> None:
+    code = "import bnas; print(bnas.ops_library_path())"
+    library = Path(run(python, "-c", code, cwd=tmp_path).stdout.strip())
+    assert {"libbnas_ort.so", "bnas-runner"} <= {path.name for path in library.parent.iterdir()}
+    assert library.is_relative_to(python.parents[1])
+    sources = {".cpp", ".h", ".cmake", ".txt"}
+    assert not [path for path in library.parents[1].rglob("*") if path.suffix in sources]
+    assert run(python, ROOT / ".ci" / "check_wheel.py", cwd=tmp_path).returncode == 0
+
+
+def test_works_without_a_compiler_and_says_so(without_compiler: Path, model: Path, tmp_path: Path) -> None:
+    log = (without_compiler.parents[1] / "log.txt").read_text()
+    assert "bnas is installed without its native kernels" in log and "py3-none-any.whl" in log
+    done = run(without_compiler, "-m", "bnas", "bench", model, "--threads", 1, "--seconds", 0.2, cwd=tmp_path)
+    assert done.returncode == 0 and "function-float" in done.stdout, done.stderr
+    assert "no speed-up is claimed" in done.stderr or "no speed-up is claimed" in done.stdout
+    done = run(without_compiler, "-c", "import bnas; bnas.ops_library_path()", cwd=tmp_path)
+    assert done.returncode == 1 and "install a C++17 compiler" in done.stderr.splitlines()[-1]
+
+
+def test_the_source_distribution_holds_what_the_kernels_are_built_from(python: Path, tmp_path: Path) -> None:
+    pip(python, "install", "--target", tmp_path / "build", "scikit-build-core", log=tmp_path / "log.txt")
+    code = f"import sys; from scikit_build_core.build import build_sdist; print(build_sdist({str(tmp_path)!r}))"
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "build")}
+    done = subprocess.run([python, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("bnas-*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    wanted = {
+        f"runtime_bench/native/{path.name}" for path in (ROOT / "runtime_bench/native").glob("*.*") if path.is_file()
+    }
+    assert wanted <= names and "runtime_bench/native/CMakeLists.txt" in names
 
 
 def test_reads_profiles(python: Path, tmp_path: Path) -> None:

@@ -63,6 +63,13 @@ def test_the_library_exports_three_functions_and_needs_no_onnxruntime(
     assert needed and not any("onnxruntime" in line or "python" in line for line in needed)
 
 
+def test_the_operators_are_those_that_the_library_registers(native: Any) -> None:
+    from bnas.export.onnx_functions import INPUTS
+
+    content = Path(bnas.ops_library_path()).read_bytes()
+    assert {name for name in INPUTS if b"\0" + name.encode() + b"\0" in content} == native_library.OPERATORS
+
+
 def test_the_path_can_be_forced(native: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BNAS_ISA", raising=False)
     assert native_library.engine_name() == f"native-{native.paths()[-1]}"
