@@ -17,7 +17,7 @@ namespace {
 
 constexpr int kBlock = 8;
 constexpr int64_t kLanes = 32;
-constexpr int64_t kTile = 2;   // registers of pixels: 2 x 2 pairs of outputs make 8 sums, with 4 partial sums beside them
+constexpr int64_t kTile = 2;          // registers of pixels; 2 x 2 pairs of outputs make 8 sums, beside 4 partial ones
 constexpr int64_t kByteSteps = 63;    // of at most 4 each that a byte can hold
 constexpr int64_t kWordChunks = 128;  // of kByteSteps that 16 bits can hold, a remainder of 255 included
 
@@ -302,9 +302,10 @@ __attribute__((noinline)) void add_chunk(const uint8_t* cells, const int32_t* of
   for (int q = 0; q < Q; ++q) {
     for (int p = 0; p < P; ++p) a[q][p] = b[q][p] = _mm256_setzero_si256();
   }
-  const int32_t* end = offsets + steps;
-  for (; offsets + 3 <= end; offsets += 3, weights += 3 * kBlock * 4) add_steps<3>(cells, offsets, weights, a, b);
-  for (; offsets < end; ++offsets, weights += kBlock * 4) add_steps<1>(cells, offsets, weights, a, b);
+  for (int64_t n = steps / 3; n > 0; --n, offsets += 3, weights += 3 * kBlock * 4) {
+    add_steps<3>(cells, offsets, weights, a, b);
+  }
+  for (int64_t n = steps % 3; n > 0; --n, ++offsets, weights += kBlock * 4) add_steps<1>(cells, offsets, weights, a, b);
   for (int q = 0; q < Q; ++q) {
     for (int p = 0; p < P; ++p) {
       a_out[q][p] = a[q][p];
@@ -332,7 +333,7 @@ void count_tile(const Counting& job, int64_t position, int first_channel, int ch
   const uint8_t* cells = static_cast<const uint8_t*>(job.cells) + position;
   const uint8_t* weights = reinterpret_cast<const uint8_t*>(job.weights + first_channel) + 3;
   const int32_t* offsets = job.offsets;
-  __m256i words[Q][P][2][2], high[Q][P][2][2];  // [..][output][even, odd]; counts are words + 256 high
+  __m256i words[Q][P][2][2], high[Q][P][2][2];  // [pair][register][output][even, odd]: words + 256 high
   int64_t steps = job.steps;
   bool long_sums = false;
   __m256i a[Q][P], b[Q][P];
@@ -369,7 +370,8 @@ void count_tile(const Counting& job, int64_t position, int first_channel, int ch
           even = _mm256_add_epi16(words[q][p][i][0], even);
           odd = _mm256_add_epi16(words[q][p][i][1], odd);
         }
-        squeezes[p].write(even, odd, long_sums ? high[q][p][i] : nullptr, counts + (first_channel + 2 * q + i) * stride);
+        int32_t* target = counts + (first_channel + 2 * q + i) * stride;
+        squeezes[p].write(even, odd, long_sums ? high[q][p][i] : nullptr, target);
       });
     }
   }
@@ -484,7 +486,7 @@ int64_t bound(int64_t rounds, uint32_t* sink) {
 }  // namespace
 
 extern const Isa kAvx2;
-const Isa kAvx2 = {"avx2", 1,           8,     kBlock, 4 * kTile * kLanes, true, 0, pack,
-                   place,  weight_cell, count, finish, threshold,          bound};
+const Isa kAvx2 = {"avx2", 1,           8,     kBlock, 8 * kTile * kLanes, true, 0, pack,
+                   place,  weight_cell, count, finish, nullptr, threshold, bound};
 
 }  // namespace bnas
