@@ -275,12 +275,12 @@ inline __attribute__((always_inline)) void unit_tile(const Counting& job, const 
 #pragma GCC unroll 8
   for (int q = 0; q < O; ++q) {
     const Affines<kShift> finished(affine[o + q]);
-    const float* added = residual + (o + q) * plane;
     float* target = y + (o + q) * plane;
+    // Without a residual the mask is empty, but reading nothing from an invalid address would be slow.
+    const float* added = residual ? residual + (o + q) * plane : target;
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
       const __mmask16 kept = lanes.kept[p];
-      // Without a residual nothing is read: the mask is empty.
       const __m512 extra = _mm512_maskz_loadu_ps(residual ? kept : __mmask16{0}, added + lanes.start[p]);
       _mm512_mask_storeu_ps(target + lanes.start[p], kept, finished(lanes.squeeze(p, sum[q][p]), extra));
     }
