@@ -11,7 +11,7 @@ import numpy as np
 from protocols import MIN_PASSES, Bounds, alternate, blocks, times
 from rich.console import Console
 from rich.table import Table
-from rivals import ENGINES, FUNCTION_FLOAT, Contender, agreement, contenders, function_body, native_module
+from rivals import ENGINES, FUNCTION_FLOAT, Contender, agreement, contenders, function_body, native_module, native_paths
 
 from bnas.export.graph import Graph
 from bnas.runtime_bench import machine
@@ -131,7 +131,7 @@ def checks(lines: Sequence[Row], targets: Sequence[Target]) -> list[Row]:
     return found
 
 
-def print_result(lines: Sequence[Row], found: Sequence[Row], place: str) -> None:
+def print_result(lines: Sequence[Row], found: Sequence[Row], place: str, *, quick: bool = False) -> None:
     """The table of ratios, geometric means below, and PASS or FAIL per target."""
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     rivals = [engine for engine in ENGINES if any(engine in line["ratios"] for line in lines)]
@@ -161,6 +161,8 @@ def print_result(lines: Sequence[Row], found: Sequence[Row], place: str) -> None
             f"{verdict}  {check['isa']} against {check['rival']}, {what}: {check['value']:.2f} of {check['target']:g}"
         )
         console.print(text if check["met"] else f"{text}; {check['missed']} of {check['of']} below")
+    if quick:
+        console.print("A quick run: it shows that everything runs, its times may not be quoted.")
     if any(line["isa"] == FUNCTION_FLOAT for line in lines):
         console.print("No operator library is installed: ours ran as float arithmetic, no speed-up may be claimed.")
 
@@ -183,8 +185,18 @@ def document(rows: Sequence[Row], bounds: Bounds, lines: Sequence[Row], found: S
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that kernels.py and networks.py share."""
+    known = [name for name in native_module().paths() if name != "reference"] if native_module() else []
     parser.add_argument("--json", type=Path, help="also write the result here")
-    parser.add_argument("--isa", nargs="+", default=None, help="paths of our kernels (default: all of this processor)")
+    parser.add_argument(
+        "--isa", nargs="+", choices=known, default=native_paths(), metavar="PATH", help=f"our kernels, of: {known}"
+    )
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
-    parser.add_argument("--rounds", type=int, default=12, help="at least so many rounds of blocks (default 12)")
+    parser.add_argument("--rounds", type=int, default=MIN_ROUNDS, help="at least so many of blocks (default 12)")
     parser.add_argument("--quick", action="store_true", help="2 rounds: does it run? No number of it may be quoted")
+
+
+def effort(options: argparse.Namespace) -> dict[str, Any]:
+    """How long `bench` shall take, by the options."""
+    if options.quick:
+        return {"rounds": 2, "passes": 2}
+    return {"rounds": options.rounds, "seconds": options.seconds}

@@ -24,9 +24,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # tensorflow's start-up messages
 
 import numpy as np
-from comparison import Row, add_options, bench, checks, document, print_result, ratios
+from comparison import Row, add_options, bench, checks, document, effort, print_result, ratios
 from protocols import Bounds, pin
-from rivals import EPILOGUES, native_paths, real_activations
+from rivals import EPILOGUES, real_activations
 
 from bnas.export.graph import BinaryConv, Graph, same_pads
 
@@ -123,9 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     cores = pin(1)
-    isas = options.isa or native_paths()
-    effort = {"rounds": 2, "passes": 2} if options.quick else {"rounds": options.rounds, "seconds": options.seconds}
-    bounds = Bounds(isas)
+    bounds = Bounds(options.isa)
     rows: list[Row] = []
     for layer in LAYERS:
         if layer.name not in options.layers:
@@ -138,14 +136,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             macs=layer.macs,
             units=UNITS,
             engines=options.engines,
-            isas=isas,
+            isas=options.isa,
             bounds=bounds,
-            **effort,
+            **effort(options),
         )
         print(f"{layer.name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
     lines = ratios(rows, "layer")
     found = checks(lines, TARGETS)
-    print_result(lines, found, "layer")
+    print_result(lines, found, "layer", quick=options.quick)
     if options.json:
         result = document(rows, bounds, lines, found, cores=cores, units=UNITS, quick=options.quick)
         options.json.write_text(json.dumps(result, indent=1) + "\n")

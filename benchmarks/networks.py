@@ -31,10 +31,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # tensorflow's start-up messages
 
 import numpy as np
-from comparison import Row, add_options, bench, checks, document, print_result, ratios
+from comparison import Row, add_options, bench, checks, document, effort, print_result, ratios
 from protocols import Bounds, pin
 from rich.console import Console
-from rivals import EPILOGUES, forced, native_paths, real_images
+from rivals import EPILOGUES, forced, real_images
 
 from bnas.export.graph import BinaryConv, FloatOp, Graph, output_shape, same_pads
 from bnas.export.onnx_writer import to_onnx
@@ -233,9 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="least duration of a network's blocks (default 20)")
     options = parser.parse_args(arguments)
     cores = pin(max(options.threads))
-    isas = options.isa or native_paths()
-    effort = {"rounds": 2, "passes": 2} if options.quick else {"rounds": options.rounds, "seconds": options.seconds}
-    bounds = Bounds(isas)
+    bounds = Bounds(options.isa)
     rows: list[Row] = []
     profiles: list[Row] = []
     facts: dict[str, Any] = {}
@@ -251,10 +249,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 real_images(SIZE, SIZE),
                 macs=binary + rest,
                 engines=options.engines,
-                isas=isas,
+                isas=options.isa,
                 threads=threads,
                 bounds=bounds,
-                **effort,
+                **effort(options),
             )
             rows += found
             ran = dict.fromkeys((row["isa"], row["epilogue"]) for row in found if row["engine"] == "bnas")
@@ -265,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{name}, {threads} threads: {time.perf_counter() - started:.0f} s", file=sys.stderr)
     lines = ratios(rows, "network")
     checked = checks(lines, TARGETS)
-    print_result(lines, checked, "network")
+    print_result(lines, checked, "network", quick=options.quick)
     print_breakdown(profiles)
     if options.json:
         more = {"cores": cores, "quick": options.quick, "networks": facts, "profiles": profiles}

@@ -239,4 +239,11 @@ def test_the_script_writes_its_json(
     assert result["cpu"] and result["quick"] and result["units"] == kernels.UNITS
     assert {entry["layer"] for entry in result["rows"]} == {TINY.name}
     assert result["bound_gmac_s"] == max(result["bounds"].values(), default=None)
-    assert TINY.name in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert TINY.name in printed and "may not be quoted" in printed
+
+
+def test_only_paths_that_may_be_fast_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        kernels.main(["--isa", "reference"])
+    assert error.value.code == 2 and "argument --isa: invalid choice: 'reference'" in capsys.readouterr().err
