@@ -9,7 +9,7 @@ from bnas.profiles.errors import InputError
 LIBRARY = "libbnas_ort.so"  # the operators of domain ai.bnas for onnxruntime
 RUNNER = "bnas-runner"
 # Those in it; a file with others runs by its function bodies, and says so.
-OPERATORS = frozenset({"BinaryConv2d", "PackSigns", "BinaryConv2dBits", "BinaryMaxPool2d"})
+OPERATORS = frozenset({"BinaryConv2d", "BinaryConv2dFromBits", "BinaryConv2dBits", "PackSigns", "BinaryMaxPool2d"})
 PREFIX = "native-"  # of the engine's name; the path follows: native-avx512
 REFERENCE = PREFIX + "reference"  # the naive loops that are the specification: no speed is claimed for them
 NOT_BUILT = (

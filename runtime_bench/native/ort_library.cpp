@@ -185,41 +185,46 @@ class Weights {
   std::shared_ptr<const BinaryConv> conv_;
 };
 
-class BinaryConv2d : public Kernel {
+// The attribute `channels` of an operator whose x is bits: they do not tell how many there are.
+void require_channels(const Api& api, const KernelInfo* info, const ConvShape& shape) {
+  const int64_t channels = integers(KernelAttributes{api, info}, "channels", 1)[0];
+  if (channels == shape.channels) return;
+  refuse("channels is " + std::to_string(channels) + ", expected in_channels times group, " +
+         std::to_string(shape.channels));
+}
+
+// BinaryConv2d, and BinaryConv2dFromBits, which has no shift. What follows the bias has the same order in both.
+class ConvToFloat : public Kernel {
  public:
-  BinaryConv2d(const Api& api, const KernelInfo* info, const std::string& where)
+  ConvToFloat(const Api& api, const KernelInfo* info, const std::string& where, size_t residual)
       : Kernel(api, where),
         shape_(conv_attributes(KernelAttributes{api, info})),
         weights_(api, info, &shape_),
         scale_(api, info, 2, "scale", kFloat),
         bias_(api, info, 3, "bias", kFloat),
-        shift_(api, info, 4, "shift", kFloat),
-        slope_(api, info, 6, "slope", kFloat),
-        shift_in_(api, info, 7, "act_shift_in", kFloat),
-        shift_out_(api, info, 8, "act_shift_out", kFloat) {
-    shift_.check(shape_.channels);
+        residual_(residual),
+        slope_(api, info, residual + 1, "slope", kFloat),
+        shift_in_(api, info, residual + 2, "act_shift_in", kFloat),
+        shift_out_(api, info, residual + 3, "act_shift_out", kFloat) {
     if (!constant_of(api, info, Weights::kIndex)) return;
     for (const Parameter<float>* p : {&scale_, &bias_, &slope_, &shift_in_, &shift_out_}) p->check(shape_.out_channels);
   }
 
-  void compute(KernelContext* context) const override {
+ protected:
+  // x: the input, whose axis 1 must hold `planes` of what `what` says. run(conv, shape, affine, y, host) does the work.
+  template <typename Run>
+  void compute_with(KernelContext* context, const Tensor& x, int64_t planes, const char* what, const Run& run) const {
     ConvShape shape = shape_;
-    const Tensor x = input(context, 0, "x", kFloat);
-    set_image(x, shape.channels, "channels", &shape);
+    set_image(x, planes, what, &shape);
     const std::shared_ptr<const BinaryConv> conv = weights_.get(api(), context, &shape);
-    const auto get = [&](const Parameter<float>& parameter, int64_t channels) {
-      const auto view = parameter.get(api(), context, channels);
-      return PerChannel{view.values, view.count};
-    };
-    const PerChannel shift = get(shift_, shape.channels);
     Affine affine;
-    affine.scale = get(scale_, shape.out_channels);
-    affine.bias = get(bias_, shape.out_channels);
-    affine.slope = get(slope_, shape.out_channels);
-    affine.shift_in = get(shift_in_, shape.out_channels);
-    affine.shift_out = get(shift_out_, shape.out_channels);
+    affine.scale = get(context, scale_, shape.out_channels);
+    affine.bias = get(context, bias_, shape.out_channels);
+    affine.slope = get(context, slope_, shape.out_channels);
+    affine.shift_in = get(context, shift_in_, shape.out_channels);
+    affine.shift_out = get(context, shift_out_, shape.out_channels);
     const int64_t dims[] = {shape.batch, shape.out_channels, shape.out_height(), shape.out_width()};
-    const Tensor residual = input(context, 5, "residual", kFloat);
+    const Tensor residual = input(context, residual_, "residual", kFloat);
     if (residual.count == 1) {
       affine.residual = nullptr;
       affine.residual_value = *residual.as<float>();
@@ -231,13 +236,57 @@ class BinaryConv2d : public Kernel {
     }
     float* y = output<float>(context, dims);
     if (shape.batch == 0) return;
-    on_threads(context, [&](const Host& host) { conv->run(shape, x.as<float>(), shift, affine, y, host); });
+    on_threads(context, [&](const Host& host) { run(*conv, shape, affine, y, host); });
+  }
+
+  PerChannel get(KernelContext* context, const Parameter<float>& parameter, int64_t channels) const {
+    const auto view = parameter.get(api(), context, channels);
+    return PerChannel{view.values, view.count};
+  }
+
+  ConvShape shape_;
+
+ private:
+  mutable Weights weights_;  // has a lock of its own
+  Parameter<float> scale_, bias_;
+  size_t residual_;
+  Parameter<float> slope_, shift_in_, shift_out_;
+};
+
+class BinaryConv2d : public ConvToFloat {
+ public:
+  BinaryConv2d(const Api& api, const KernelInfo* info, const std::string& where)
+      : ConvToFloat(api, info, where, 5), shift_(api, info, 4, "shift", kFloat) {
+    shift_.check(shape_.channels);
+  }
+
+  void compute(KernelContext* context) const override {
+    const Tensor x = input(context, 0, "x", kFloat);
+    const PerChannel shift = get(context, shift_, shape_.channels);
+    compute_with(context, x, shape_.channels, "channels",
+                 [&](const BinaryConv& conv, const ConvShape& shape, const Affine& affine, float* y, const Host& host) {
+                   conv.run(shape, x.as<float>(), shift, affine, y, host);
+                 });
   }
 
  private:
-  ConvShape shape_;
-  mutable Weights weights_;  // has a lock of its own
-  Parameter<float> scale_, bias_, shift_, slope_, shift_in_, shift_out_;
+  Parameter<float> shift_;
+};
+
+class BinaryConv2dFromBits : public ConvToFloat {
+ public:
+  BinaryConv2dFromBits(const Api& api, const KernelInfo* info, const std::string& where)
+      : ConvToFloat(api, info, where, 4) {
+    require_channels(api, info, shape_);
+  }
+
+  void compute(KernelContext* context) const override {
+    const Tensor x = input(context, 0, "x", kUint32);
+    compute_with(context, x, words_of(shape_.channels), "words of 32 channels",
+                 [&](const BinaryConv& conv, const ConvShape& shape, const Affine& affine, float* y, const Host& host) {
+                   conv.run_from_bits(shape, x.as<uint32_t>(), affine, y, host);
+                 });
+  }
 };
 
 class BinaryConv2dBits : public Kernel {
@@ -247,11 +296,7 @@ class BinaryConv2dBits : public Kernel {
         shape_(conv_attributes(KernelAttributes{api, info})),
         weights_(api, info, &shape_),
         threshold_(api, info, 2, "threshold", kInt32) {
-    const int64_t channels = integers(KernelAttributes{api, info}, "channels", 1)[0];
-    if (channels != shape_.channels) {
-      refuse("channels is " + std::to_string(channels) + ", expected in_channels times group, " +
-             std::to_string(shape_.channels));
-    }
+    require_channels(api, info, shape_);
   }
 
   void compute(KernelContext* context) const override {
@@ -504,6 +549,8 @@ CustomOpDomain* domain_for(const Api& api) {
   fresh->operators = {
       make_operator(api, "BinaryConv2d", {kFloat, kUint8, kFloat, kFloat, kFloat, kFloat, kFloat, kFloat, kFloat},
                     kFloat, make<BinaryConv2d>, [](const Api& a, ShapeContext* c) { infer_conv(a, c, false); }),
+      make_operator(api, "BinaryConv2dFromBits", {kUint32, kUint8, kFloat, kFloat, kFloat, kFloat, kFloat, kFloat},
+                    kFloat, make<BinaryConv2dFromBits>, [](const Api& a, ShapeContext* c) { infer_conv(a, c, false); }),
       make_operator(api, "BinaryConv2dBits", {kUint32, kUint8, kInt32}, kUint32, make<BinaryConv2dBits>,
                     [](const Api& a, ShapeContext* c) { infer_conv(a, c, true); }),
       make_operator(api, "PackSigns", {kFloat, kFloat}, kUint32, make<PackSigns>, infer_pack),

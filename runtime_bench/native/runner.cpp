@@ -52,7 +52,9 @@ constexpr char kUsage[] =
 
 constexpr int kFailed = 1, kMistake = 2;  // exit codes
 constexpr char kDomain[] = "ai.bnas";
-constexpr const char* kKernels[] = {"BinaryConv2d", "BinaryConv2dBits", "PackSigns", "BinaryMaxPool2d"};  // there are
+// Those that the operator library has.
+constexpr const char* kKernels[] = {"BinaryConv2d", "BinaryConv2dFromBits", "BinaryConv2dBits", "PackSigns",
+                                    "BinaryMaxPool2d"};
 constexpr size_t kMinSamples = 30;
 
 struct Mistake : std::runtime_error {  // of the user
