@@ -129,7 +129,8 @@ def _show(document: dict) -> None:
         output.print(text, markup=False)
     for line in document["speedups"]:
         output.print(
-            f"{line['label']} is {line['ratio']:.2f} times as fast as the {line['against']} ({line['threads']} threads)"
+            f"{line['label']} is {line['ratio']:.2f} times as fast as the {line['against']} "
+            f"({line['threads']} thread{'s' * (line['threads'] > 1)})"
         )
     if reason := document.get("no_speedup_reason"):
         say(f"no speed-up is claimed: {reason}")
