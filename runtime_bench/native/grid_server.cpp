@@ -13,6 +13,8 @@
 //   paths          -                                                 -
 //   conv           strides(2) pads(4) dilations(2) groups            x w_packed shift scale bias residual slope
 //                                                                    act_shift_in act_shift_out, all but two optional
+//   conv_from_bits channels strides(2) pads(4) dilations(2) groups   x w_packed scale bias residual slope act_shift_in
+//                                                                    act_shift_out, all but two optional
 //   conv_bits      channels strides(2) pads(4) dilations(2) groups   x w_packed threshold
 //   pack_signs     -                                                 x shift, the latter optional
 //   max_pool_bits  kernel(2) strides(2) pads(4)                      x
@@ -232,16 +234,19 @@ ConvShape conv_shape(const Array& x, int64_t channels, const Array& w_packed, co
   return s;
 }
 
-Array conv(const Path& path, const Message& m) {
+// arrays: scale bias residual slope act_shift_in act_shift_out, the first of them at `first`.
+// run(conv, affine, y) computes it.
+template <typename Run>
+Array conv_to_float(const Path& path, const ConvShape& s, const Message& m, size_t first, const Run& run) {
   static constexpr float kZero = 0, kOne = 1;
-  const Array &x = m.arrays[0], &w_packed = m.arrays[1], &residual = m.arrays[5];
-  const ConvShape s = conv_shape(x, x.sizes.size() == 4 ? x.sizes[1] : 0, w_packed, m.integers.data());
+  const Array* part = m.arrays.data() + first;
+  const Array& residual = part[2];
   Affine affine{};
-  affine.scale = per_channel(m.arrays[3], "scale", s.out_channels, &kOne);
-  affine.bias = per_channel(m.arrays[4], "bias", s.out_channels, &kZero);
-  affine.slope = per_channel(m.arrays[6], "slope", s.out_channels, &kOne);
-  affine.shift_in = per_channel(m.arrays[7], "act_shift_in", s.out_channels, &kZero);
-  affine.shift_out = per_channel(m.arrays[8], "act_shift_out", s.out_channels, &kZero);
+  affine.scale = per_channel(part[0], "scale", s.out_channels, &kOne);
+  affine.bias = per_channel(part[1], "bias", s.out_channels, &kZero);
+  affine.slope = per_channel(part[3], "slope", s.out_channels, &kOne);
+  affine.shift_in = per_channel(part[4], "act_shift_in", s.out_channels, &kZero);
+  affine.shift_out = per_channel(part[5], "act_shift_out", s.out_channels, &kZero);
   Array y = result<float>({s.batch, s.out_channels, s.out_height(), s.out_width()});
   if (residual.count() == 1) {
     affine.residual_value = *values<float>(residual, "residual");
@@ -249,10 +254,27 @@ Array conv(const Path& path, const Message& m) {
     expect_sizes(residual, "residual", y.sizes);
     affine.residual = values<float>(residual, "residual");
   }
-  BinaryConv(s, values<uint8_t>(w_packed, "w_packed"), path)
-      .run(s, values<float>(x, "x"), per_channel(m.arrays[2], "shift", s.channels, &kZero), affine, target<float>(y),
-           Host{});
+  run(BinaryConv(s, values<uint8_t>(m.arrays[1], "w_packed"), path), affine, target<float>(y));
   return y;
+}
+
+Array conv(const Path& path, const Message& m) {
+  static constexpr float kZero = 0;
+  const Array& x = m.arrays[0];
+  const ConvShape s = conv_shape(x, x.sizes.size() == 4 ? x.sizes[1] : 0, m.arrays[1], m.integers.data());
+  const PerChannel shift = per_channel(m.arrays[2], "shift", s.channels, &kZero);
+  return conv_to_float(path, s, m, 3, [&](const BinaryConv& conv, const Affine& affine, float* y) {
+    conv.run(s, values<float>(x, "x"), shift, affine, y, Host{});
+  });
+}
+
+Array conv_from_bits(const Path& path, const Message& m) {
+  const Array& x = m.arrays[0];
+  const ConvShape s = conv_shape(x, m.integers[0], m.arrays[1], m.integers.data() + 1);
+  expect_sizes(x, "x", {s.batch, words_of(s.channels), s.height, s.width});
+  return conv_to_float(path, s, m, 2, [&](const BinaryConv& conv, const Affine& affine, float* y) {
+    conv.run_from_bits(s, values<uint32_t>(x, "x"), affine, y, Host{});
+  });
 }
 
 Array conv_bits(const Path& path, const Message& m) {
@@ -299,6 +321,7 @@ Message answer(const Message& request) {
     size_t integers, arrays;
     Array (*run)(const Path& path, const Message& request);
   } operators[] = {{"conv", 9, 9, conv},
+                   {"conv_from_bits", 10, 8, conv_from_bits},
                    {"conv_bits", 10, 3, conv_bits},
                    {"pack_signs", 0, 2, pack},
                    {"max_pool_bits", 8, 1, max_pool}};

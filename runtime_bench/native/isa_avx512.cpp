@@ -203,36 +203,42 @@ void count(const Counting& job, int64_t first, int64_t positions, int channels, 
 }
 
 // act((K - 2 count) * scale + bias + residual) from f = 2^23 + count: (f - (2^23 + K / 2)) * (-2 scale) + bias, where
-// the difference is exact; the half of an odd K goes into the bias, and so does the shift in front of the activation.
+// the difference is exact; the half of an odd K goes into the bias. The shift in front of the activation must not: beside
+// a residual the sum of bias and shift may be larger than all that the definition computes, and rounds accordingly.
 // No activation is one with slope 1.
 struct Affine {
-  float middle, scale, bias, slope, shift_out;
+  float middle, scale, bias, shift_in, slope, shift_out;
 
   Affine() = default;
   explicit Affine(const Finish& f) {
     const int32_t fan_in = static_cast<int32_t>(f.fan_in);
     middle = 8388608.0f + static_cast<float>(fan_in / 2);
     scale = -2.0f * f.scale;
-    bias = (fan_in % 2 ? f.bias + f.scale : f.bias) - (f.rectify ? f.shift_in : 0.0f);
+    bias = fan_in % 2 ? f.bias + f.scale : f.bias;
+    shift_in = f.rectify ? f.shift_in : 0.0f;
     slope = f.rectify ? f.slope : 1.0f;
     shift_out = f.rectify ? f.shift_out : 0.0f;
   }
+
+  bool shifts() const { return shift_in != 0 || shift_out != 0; }
 };
 
 template <bool kShift>
 struct Affines {  // the same in every lane
-  __m512 middle, scale, bias, slope, shift_out;
+  __m512 middle, scale, bias, shift_in, slope, shift_out;
 
   explicit Affines(const Affine& a)
       : middle(_mm512_set1_ps(a.middle)),
         scale(_mm512_set1_ps(a.scale)),
         bias(_mm512_set1_ps(a.bias)),
+        shift_in(_mm512_set1_ps(a.shift_in)),
         slope(_mm512_set1_ps(a.slope)),
         shift_out(_mm512_set1_ps(a.shift_out)) {}
 
   __m512 operator()(__m512i sum, __m512 residual) const {
     __m512 v = _mm512_fmadd_ps(_mm512_sub_ps(_mm512_castsi512_ps(sum), middle), scale, bias);
     v = _mm512_add_ps(v, residual);
+    if (kShift) v = _mm512_sub_ps(v, shift_in);
     v = _mm512_mask_mul_ps(v, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ), v, slope);
     return kShift ? _mm512_add_ps(v, shift_out) : v;
   }
@@ -330,7 +336,7 @@ void unit(const Counting& job, const Finish* channels, int n, int64_t positions,
   for (int o = 0; o < n; ++o) {
     affine[o] = Affine(channels[o]);
     doubled = doubled && doubles(channels[o]);
-    shift = shift || affine[o].shift_out != 0;
+    shift = shift || affine[o].shifts();
   }
   if (!doubled) return unit_plainly(job, channels, n, positions, residual, y, plane);
   const auto tiles = job.junk ? (shift ? unit_tiles<true, true> : unit_tiles<true, false>)

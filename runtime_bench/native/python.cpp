@@ -126,40 +126,72 @@ ConvShape conv_shape(const Array& x, int64_t channels, const Array& w_packed, co
   return s;
 }
 
-nb::ndarray<nb::numpy, float> conv(const std::string& isa, const Array& x, const Array& w_packed, Pair strides,
-                                   Pads pads, Pair dilations, int64_t groups, const std::optional<Array>& shift,
-                                   const std::optional<Array>& scale, const std::optional<Array>& bias,
-                                   const std::optional<Array>& residual, const std::optional<Array>& slope,
-                                   const std::optional<Array>& act_shift_in,
-                                   const std::optional<Array>& act_shift_out) {
+// What follows the dot products; absent parts are neutral.
+struct Epilogue {
+  const std::optional<Array>&scale, &bias, &residual, &slope, &act_shift_in, &act_shift_out;
+};
+
+// run(conv, affine, y) is called without the GIL.
+template <typename Run>
+nb::ndarray<nb::numpy, float> conv_to_float(const std::string& isa, const ConvShape& s, const Array& w_packed,
+                                            const Epilogue& epilogue, const Run& run) {
   static constexpr float kZero = 0, kOne = 1;
-  expect_rank4(x, "x");
-  const ConvShape s = conv_shape(x, static_cast<int64_t>(x.shape(1)), w_packed, {strides, dilations, pads, groups});
-  const float* image = values<float>(x, "x", "float32");
   const uint8_t* weights = values<uint8_t>(w_packed, "w_packed", "uint8");
-  const PerChannel threshold = per_channel(shift, "shift", s.channels, &kZero);
   Affine affine{};
-  affine.scale = per_channel(scale, "scale", s.out_channels, &kOne);
-  affine.bias = per_channel(bias, "bias", s.out_channels, &kZero);
-  affine.slope = per_channel(slope, "slope", s.out_channels, &kOne);
-  affine.shift_in = per_channel(act_shift_in, "act_shift_in", s.out_channels, &kZero);
-  affine.shift_out = per_channel(act_shift_out, "act_shift_out", s.out_channels, &kZero);
+  affine.scale = per_channel(epilogue.scale, "scale", s.out_channels, &kOne);
+  affine.bias = per_channel(epilogue.bias, "bias", s.out_channels, &kZero);
+  affine.slope = per_channel(epilogue.slope, "slope", s.out_channels, &kOne);
+  affine.shift_in = per_channel(epilogue.act_shift_in, "act_shift_in", s.out_channels, &kZero);
+  affine.shift_out = per_channel(epilogue.act_shift_out, "act_shift_out", s.out_channels, &kZero);
   Result<float> y({s.batch, s.out_channels, s.out_height(), s.out_width()});
-  if (residual) {
-    const float* data = values<float>(*residual, "residual", "float32");
-    if (residual->size() == 1) {
+  if (epilogue.residual) {
+    const float* data = values<float>(*epilogue.residual, "residual", "float32");
+    if (epilogue.residual->size() == 1) {
       affine.residual_value = *data;
     } else {
-      expect_shape(*residual, "residual", y.shape);
+      expect_shape(*epilogue.residual, "residual", y.shape);
       affine.residual = data;
     }
   }
   const Path& way = path(isa);
   {
     const nb::gil_scoped_release released;
-    BinaryConv(s, weights, way).run(s, image, threshold, affine, y.data.get(), Host{});
+    run(BinaryConv(s, weights, way), affine, y.data.get());
   }
   return y.give();
+}
+
+nb::ndarray<nb::numpy, float> conv(const std::string& isa, const Array& x, const Array& w_packed, Pair strides,
+                                   Pads pads, Pair dilations, int64_t groups, const std::optional<Array>& shift,
+                                   const std::optional<Array>& scale, const std::optional<Array>& bias,
+                                   const std::optional<Array>& residual, const std::optional<Array>& slope,
+                                   const std::optional<Array>& act_shift_in,
+                                   const std::optional<Array>& act_shift_out) {
+  static constexpr float kZero = 0;
+  expect_rank4(x, "x");
+  const ConvShape s = conv_shape(x, static_cast<int64_t>(x.shape(1)), w_packed, {strides, dilations, pads, groups});
+  const float* image = values<float>(x, "x", "float32");
+  const PerChannel threshold = per_channel(shift, "shift", s.channels, &kZero);
+  return conv_to_float(isa, s, w_packed, {scale, bias, residual, slope, act_shift_in, act_shift_out},
+                       [&](const BinaryConv& conv, const Affine& affine, float* y) {
+                         conv.run(s, image, threshold, affine, y, Host{});
+                       });
+}
+
+nb::ndarray<nb::numpy, float> conv_from_bits(const std::string& isa, const Array& x, int64_t channels,
+                                             const Array& w_packed, Pair strides, Pads pads, Pair dilations,
+                                             int64_t groups, const std::optional<Array>& scale,
+                                             const std::optional<Array>& bias, const std::optional<Array>& residual,
+                                             const std::optional<Array>& slope,
+                                             const std::optional<Array>& act_shift_in,
+                                             const std::optional<Array>& act_shift_out) {
+  const ConvShape s = conv_shape(x, channels, w_packed, {strides, dilations, pads, groups});
+  expect_shape(x, "x", {s.batch, words_of(s.channels), s.height, s.width});
+  const uint32_t* image = values<uint32_t>(x, "x", "uint32");
+  return conv_to_float(isa, s, w_packed, {scale, bias, residual, slope, act_shift_in, act_shift_out},
+                       [&](const BinaryConv& conv, const Affine& affine, float* y) {
+                         conv.run_from_bits(s, image, affine, y, Host{});
+                       });
 }
 
 nb::ndarray<nb::numpy, uint32_t> conv_bits(const std::string& isa, const Array& x, int64_t channels,
@@ -270,6 +302,11 @@ NB_MODULE(_native, m) {
         "act_shift_out"_a = nb::none(),
         "BinaryConv2d: x float32 [N, C, H, W], w_packed uint8 [O, kh, kw, ceil(C / groups / 8)] -> float32.\n\n"
         "pads: top, left, bottom, right. Of the float32 rest, None is neutral, one value stands for all channels.");
+  m.def("conv_from_bits", &conv_from_bits, "isa"_a, "x"_a, "channels"_a, "w_packed"_a, nb::kw_only(),
+        "strides"_a = kOnes, "pads"_a = kNone, "dilations"_a = kOnes, "groups"_a = 1, "scale"_a = nb::none(),
+        "bias"_a = nb::none(), "residual"_a = nb::none(), "slope"_a = nb::none(), "act_shift_in"_a = nb::none(),
+        "act_shift_out"_a = nb::none(),
+        "BinaryConv2dFromBits: as conv, with x uint32 [N, ceil(channels / 32), H, W] -> float32.");
   m.def("conv_bits", &conv_bits, "isa"_a, "x"_a, "channels"_a, "w_packed"_a, "threshold"_a, nb::kw_only(),
         "strides"_a = kOnes, "pads"_a = kNone, "dilations"_a = kOnes, "groups"_a = 1,
         "BinaryConv2dBits: x uint32 [N, ceil(channels / 32), H, W], threshold int32 [O] -> uint32.");

@@ -74,6 +74,29 @@ class KernelProcess:
         arrays = [x, w_packed, *(_NOTHING if array is None else array for array in optional)]
         return self._result("conv", isa, [*strides, *pads, *dilations, groups], arrays)
 
+    def conv_from_bits(
+        self,
+        isa: str,
+        x: Array,
+        channels: int,
+        w_packed: Array,
+        *,
+        strides: Sequence[int] = (1, 1),
+        pads: Sequence[int] = (0, 0, 0, 0),
+        dilations: Sequence[int] = (1, 1),
+        groups: int = 1,
+        scale: Array | None = None,
+        bias: Array | None = None,
+        residual: Array | None = None,
+        slope: Array | None = None,
+        act_shift_in: Array | None = None,
+        act_shift_out: Array | None = None,
+    ) -> Array:
+        """BinaryConv2dFromBits: as conv, with x uint32 [N, ceil(channels / 32), H, W] -> float32."""
+        optional = (scale, bias, residual, slope, act_shift_in, act_shift_out)
+        arrays = [x, w_packed, *(_NOTHING if array is None else array for array in optional)]
+        return self._result("conv_from_bits", isa, [channels, *strides, *pads, *dilations, groups], arrays)
+
     def conv_bits(
         self,
         isa: str,

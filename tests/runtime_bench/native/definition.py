@@ -1,0 +1,110 @@
+"""What the operators of `ai.bnas` must give, from their definition and with numpy alone.
+
+`negative` is a bool array, True where a value is -1. Sums of +1 and -1 are added up in float64, where they are exact.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+EPILOGUE = ("scale", "bias", "residual", "slope", "act_shift_in", "act_shift_out")
+NEUTRAL = {"scale": 1.0, "bias": 0.0, "residual": 0.0, "slope": 1.0, "act_shift_in": 0.0, "act_shift_out": 0.0}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    kernel: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, bottom, right
+    dilations: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+def words_of(negative: Array) -> Array:
+    """bool [N, C, H, W] -> bits tensor, uint32 [N, ceil(C / 32), H, W]."""
+    images, channels, height, width = negative.shape
+    whole = np.zeros((images, -(-channels // 32) * 32, height, width), bool)
+    whole[:, :channels] = negative
+    octets = np.packbits(whole.transpose(0, 2, 3, 1), axis=-1, bitorder="little")
+    return np.ascontiguousarray(np.ascontiguousarray(octets).view("<u4").transpose(0, 3, 1, 2))
+
+
+def bytes_of(negative: Array) -> Array:
+    """Weights, bool [O, C, kh, kw] -> w_packed, uint8 [O, kh, kw, ceil(C / 8)]."""
+    return np.ascontiguousarray(np.packbits(negative.transpose(0, 2, 3, 1), axis=-1, bitorder="little"))
+
+
+def dots(negative: Array, weights: Array, geometry: Geometry) -> Array:
+    """bool [N, C, H, W], bool [O, C / groups, kh, kw] -> int64 [N, O, Ho, Wo]; padding is +1."""
+    (top, left, bottom, right), (kh, kw), (dh, dw) = geometry.pads, geometry.kernel, geometry.dilations
+    padded = np.pad(1.0 - 2.0 * negative, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=1.0)
+    spans = (dh * (kh - 1) + 1, dw * (kw - 1) + 1)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=(2, 3))
+    windows = windows[:, :, :: geometry.strides[0], :: geometry.strides[1], ::dh, ::dw]
+    signs = np.split(1.0 - 2.0 * weights, geometry.groups)
+    parts = [
+        np.tensordot(part, sign, axes=((1, 4, 5), (1, 2, 3)))  # [N, Ho, Wo, O / groups]
+        for part, sign in zip(np.split(windows, geometry.groups, axis=1), signs, strict=True)
+    ]
+    return np.concatenate(parts, axis=3).transpose(0, 3, 1, 2).astype(np.int64)
+
+
+def max_pool(negative: Array, geometry: Geometry) -> Array:
+    """bool [N, C, H, W] -> bool [N, C, Ho, Wo]: whether all pixels of a window are -1, padding being ignored."""
+    top, left, bottom, right = geometry.pads
+    padded = np.pad(negative, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=True)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, geometry.kernel, axis=(2, 3))
+    return windows[:, :, :: geometry.strides[0], :: geometry.strides[1]].all(axis=(4, 5))
+
+
+@dataclass(frozen=True)
+class Expected:
+    """y, and how far from it a kernel may be."""
+
+    y: Array
+    tolerance: Array
+
+    def wrong(self, found: Array) -> Array:
+        """Where `found` is not what it should be: bool, as y."""
+        assert found.dtype == np.float32 and found.shape == self.y.shape, (found.dtype, found.shape, self.y.shape)
+        with np.errstate(all="ignore"):
+            near = np.abs(found.astype(np.float64) - self.y) <= self.tolerance
+        same = (found == self.y) | (np.isnan(found) & np.isnan(self.y))
+        return ~(near | same | (self.tolerance == np.inf))
+
+
+def epilogue(integers: Array, parts: dict[str, Array]) -> Expected:
+    """act(integers * scale + bias + residual), in float32 and in this order; absent parts are neutral.
+
+    The tolerance is 4 ulp of the largest value on the way to an element. Three things no bound of that kind can cover:
+    - a slope of more than 1 in front of an error: the tolerance is multiplied by it where the slope may have been used;
+    - of a value next to 0 it is open whether an infinite slope, or NaN, is used;
+    - where finite parts are so large that float32's range might be left on the way, it is open whether it is: a fused
+      multiplication and addition stays within it where two operations do not.
+    """
+    one = {name: np.float32(value) for name, value in NEUTRAL.items()} | parts
+    with np.errstate(all="ignore"):
+        scaled = integers.astype(np.float32) * one["scale"]
+        biased = scaled + one["bias"]
+        summed = biased + one["residual"]
+        centred = summed - one["act_shift_in"]
+        rectified = np.where(centred < 0, centred * one["slope"], centred)
+        y = (rectified + one["act_shift_out"]).astype(np.float32)
+        before = 4 * _ulp(scaled, biased, summed, centred)
+        slope = np.abs(one["slope"]).astype(np.float64)
+        stretched = np.where(centred <= before, np.where(slope > 1, before * slope, before), before)
+        stretched = np.where((np.abs(centred) <= before) & ~np.isfinite(slope), np.inf, stretched)
+        tolerance = np.maximum(stretched, 4 * _ulp(scaled, biased, summed, centred, rectified, y))
+        size = {name: np.where(np.isfinite(part), np.abs(part), 0).astype(np.float64) for name, part in one.items()}
+        reach = np.abs(integers) * size["scale"] + size["bias"] + size["residual"] + size["act_shift_in"]
+        reach = reach * np.maximum(size["slope"], 1) + size["act_shift_out"]
+        crowded = reach > np.finfo(np.float32).max / 4
+    return Expected(y, np.where(crowded, np.inf, np.where(np.isfinite(y), tolerance, 0)))
+
+
+def _ulp(*values: Array) -> Array:
+    """Of the largest of them, element by element; float64."""
+    largest = np.max(np.broadcast_arrays(*(np.abs(value) for value in values)), axis=0)
+    return np.where(np.isfinite(largest), np.spacing(np.where(np.isfinite(largest), largest, 1)), 0).astype(np.float64)

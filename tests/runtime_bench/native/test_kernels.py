@@ -1,0 +1,194 @@
+"""Every path of the kernels against the definition: the same integers and bits, floats within 4 ulp."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from .cases import (
+    BOUNDED,
+    EDGES,
+    HARD,
+    ConvCase,
+    choose,
+    conv_case,
+    conv_cases,
+    epilogues,
+    generator,
+    neutral,
+    numbers,
+    signed,
+)
+from .definition import Array, Geometry, bytes_of, dots, epilogue, max_pool, words_of
+
+
+def same(found: Array, wanted: Array, *where: object) -> None:
+    assert found.dtype == wanted.dtype, where
+    np.testing.assert_array_equal(found, wanted, err_msg=" ".join(map(str, where)))
+
+
+def check_integers(kernels: Any, case: ConvCase, rng: np.random.Generator, paths: list[str]) -> None:
+    """Without an epilogue floats are the integers, from floats and from bits; thresholds give exact bits."""
+    integers = dots(case.negative, case.weights, case.geometry)
+    words, packed, channels = words_of(case.negative), bytes_of(case.weights), case.x.shape[1]
+    outputs, fan_in = case.weights.shape[0], case.weights[0].size
+    # On the values that there are, between them, and beyond all of them.
+    threshold = rng.choice(integers.ravel(), outputs) + rng.integers(-1, 2, outputs)
+    extreme = rng.choice([-(2**31), -fan_in, 1 - fan_in, fan_in, fan_in + 1, 2**31 - 1], outputs)
+    threshold = np.where(rng.random(outputs) < 0.2, extreme, threshold).astype(np.int32)
+    minus = words_of(integers < threshold[:, None, None])
+    # Bits past the last channel of the weights mean nothing.
+    used = bytes_of(np.ones_like(case.weights))
+    careless = packed | (rng.integers(0, 256, packed.shape).astype(np.uint8) & ~used)
+    for path in paths:
+        found = kernels.conv(path, case.x, careless, shift=case.shift, **case.window)
+        same(found, integers.astype(np.float32), path, "conv")
+        found = kernels.conv_from_bits(path, words, channels, packed, **case.window, **neutral(outputs))
+        same(found, integers.astype(np.float32), path, "conv_from_bits")
+        same(kernels.conv_bits(path, words, channels, careless, threshold, **case.window), minus, path, "conv_bits")
+
+
+def check_floats(kernels: Any, case: ConvCase, parts: dict[str, Array], paths: list[str]) -> None:
+    expected = epilogue(dots(case.negative, case.weights, case.geometry), parts)
+    words, packed, channels = words_of(case.negative), bytes_of(case.weights), case.x.shape[1]
+    for path in paths:
+        found = {
+            "conv": kernels.conv(path, case.x, packed, shift=case.shift, **case.window, **parts),
+            "conv_from_bits": kernels.conv_from_bits(path, words, channels, packed, **case.window, **parts),
+        }
+        for operator, y in found.items():
+            wrong = expected.wrong(y)
+            if wrong.any():
+                first = tuple(np.argwhere(wrong)[0])
+                at = {name: np.broadcast_to(part, y.shape)[first] for name, part in parts.items()}
+                dot = dots(case.negative, case.weights, case.geometry)[first]
+                raise AssertionError(
+                    f"{operator} on {path}: {wrong.sum()} of {y.size} wrong; at {first} dot {dot} with {at} gives "
+                    f"{y[first]!r}, expected {expected.y[first]!r} within {expected.tolerance[first]}"
+                )
+
+
+@settings(BOUNDED, max_examples=100)
+@given(case=conv_cases())
+def test_integers_are_exact(kernels: Any, case: ConvCase) -> None:
+    check_integers(kernels, case, np.random.default_rng(0), kernels.paths())
+
+
+@settings(BOUNDED, max_examples=200)
+@given(data=st.data())
+def test_floats_are_within_4_ulp(kernels: Any, data: st.DataObject) -> None:
+    case = data.draw(conv_cases())
+    shape = dots(case.negative, case.weights, case.geometry).shape
+    check_floats(kernels, case, data.draw(epilogues(shape)), kernels.paths())
+
+
+@pytest.mark.slow
+@settings(BOUNDED, max_examples=3000, derandomize=False)
+@given(data=st.data())
+def test_a_long_search_finds_nothing(kernels: Any, data: st.DataObject) -> None:
+    case = data.draw(conv_cases())
+    check_integers(kernels, case, np.random.default_rng(0), kernels.paths())
+    shape = dots(case.negative, case.weights, case.geometry).shape
+    check_floats(kernels, case, data.draw(epilogues(shape)), kernels.paths())
+
+
+@pytest.mark.parametrize("fan_in", [1, 2, 3, 4])
+@settings(BOUNDED, max_examples=40)
+@given(data=st.data())
+def test_sums_that_cancel_are_within_4_ulp(kernels: Any, fan_in: int, data: st.DataObject) -> None:
+    """Each part leads from one end of the range to the other, so that adding them in another order would show."""
+    rng = generator(data.draw)
+    case = conv_case(rng, (1, 1, 3, 37), 70, Geometry((1, fan_in)))
+    integers = dots(case.negative, case.weights, case.geometry)
+    vector = (integers.shape[1], 1, 1)
+    ends = [rng.uniform(-2, 2, vector) for _ in range(3)]  # after each part
+    parts = {"scale": rng.uniform(0.1, 2, vector)}
+    parts["bias"] = ends[0] - parts["scale"] * rng.choice([-1, 1], vector)
+    total = integers * parts["scale"] + parts["bias"]
+    if data.draw(st.booleans()):
+        parts["residual"] = ends[1] - total
+        total = total + parts["residual"]
+    parts["act_shift_in"] = np.median(total, axis=(0, 2, 3)).reshape(vector) - ends[2]
+    if data.draw(st.booleans()):
+        parts["slope"] = rng.uniform(-2, 2, vector)
+    parts = {name: np.ascontiguousarray(part, np.float32) for name, part in parts.items()}
+    check_floats(kernels, case, parts, kernels.paths())
+
+
+# Sizes that need several slabs of rows, ranges of output channels, strips of positions, or runs of pixels.
+LARGE = {
+    "slabs and ranges": ((1, 40, 57, 61), 65, Geometry((3, 3), pads=(1, 1, 1, 1))),
+    "slabs of a batch, stride 2": ((2, 33, 58, 60), 33, Geometry((3, 3), (2, 2), (0, 0, 1, 1))),
+    "slabs, stride 3 by 1, dilated": ((1, 40, 70, 61), 9, Geometry((3, 2), (3, 1), (2, 3, 4, 5), (2, 3))),
+    "slabs that end in padding": ((1, 64, 57, 40), 8, Geometry((5, 5), pads=(9, 2, 30, 2))),
+    "wide": ((1, 3, 4, 1500), 5, Geometry((3, 3), pads=(1, 1, 1, 1))),
+    "wide, stride 3": ((1, 33, 2, 2100), 3, Geometry((1, 5), (1, 3), (0, 7, 0, 1), (1, 2))),
+    "wide, no junk": ((1, 33, 3, 1031), 9, Geometry((1, 1))),
+    "wide groups, stride 2 of a 1x1 kernel": ((1, 99, 3, 1029), 6, Geometry((1, 1), (2, 2), groups=3)),
+    "kernel as wide as the image": ((1, 31, 3, 130), 2, Geometry((3, 130), pads=(0, 1, 1, 129))),
+    "pads beyond the kernel": ((1, 33, 2, 3), 9, Geometry((3, 3), (2, 3), (40, 700, 5, 600))),
+    "many groups": ((1, 300, 9, 9), 300, Geometry((3, 3), pads=(1, 1, 1, 1), groups=300)),
+}
+
+
+@pytest.mark.parametrize("image, outputs, geometry", LARGE.values(), ids=LARGE)
+def test_sizes_that_are_cut_into_pieces(kernels: Any, image: Any, outputs: int, geometry: Geometry) -> None:
+    rng = np.random.default_rng(7)
+    case = conv_case(rng, image, outputs, geometry)
+    paths = kernels.paths()[1:]  # the reference knows no pieces, and is slow
+    check_integers(kernels, case, rng, paths)
+    shape = dots(case.negative, case.weights, geometry).shape
+    vector = (outputs, 1, 1)
+    parts = {"scale": numbers(rng, vector, "normal"), "bias": numbers(rng, vector, "normal")}
+    parts |= {"residual": numbers(rng, shape, "normal"), "slope": numbers(rng, vector, "normal")}
+    check_floats(kernels, case, parts, paths)
+
+
+@pytest.mark.parametrize("fan_in", [7, 8, 31, 255, 257, 2040, 8200, 40_000, 70_000])
+def test_sums_of_any_length(kernels: Any, fan_in: int) -> None:
+    """Counts from none to all, where narrow ones would overflow; weights that differ everywhere, or nowhere."""
+    x = np.full((1, fan_in, 1, 3), -1.0, np.float32)
+    x[..., 1] = 1
+    x[:, ::2, 0, 2] = 1
+    weights = np.stack([np.zeros((fan_in, 1, 1), bool), np.ones((fan_in, 1, 1), bool)] * 5)
+    case = ConvCase(x, np.zeros((1, 1, 1), np.float32), weights, Geometry((1, 1)))
+    check_integers(kernels, case, np.random.default_rng(0), kernels.paths())
+
+
+@settings(BOUNDED, max_examples=60)
+@given(data=st.data())
+def test_signs_are_packed(kernels: Any, data: st.DataObject) -> None:
+    rng, channels = generator(data.draw), choose(data.draw, EDGES)
+    shape = (choose(data.draw, (1, 2)), channels, choose(data.draw, (1, 2, 17)), choose(data.draw, (1, 3, 8, 31, 67)))
+    shift = numbers(rng, (channels, 1, 1), choose(data.draw, ("normal", "hard")))
+    if data.draw(st.booleans()):
+        shift = shift[:1]
+    x = signed(rng, shape, shift)
+    for path in kernels.paths():
+        same(kernels.pack_signs(path, x, shift), words_of(x < shift), path)
+
+
+def test_signs_of_every_pair_of_hard_values(kernels: Any) -> None:
+    x = np.broadcast_to(HARD[:, None, None], (1, len(HARD), 2, 1500))
+    for shift in HARD:
+        wanted = words_of(x < shift)
+        for path in kernels.paths():
+            same(kernels.pack_signs(path, np.ascontiguousarray(x), np.full(1, shift)), wanted, path, shift)
+
+
+@settings(BOUNDED, max_examples=60)
+@given(data=st.data())
+def test_bits_are_pooled(kernels: Any, data: st.DataObject) -> None:
+    kernel = (choose(data.draw, (2, 3, 1, 4)), choose(data.draw, (2, 3, 1, 4)))
+    strides = (choose(data.draw, (1, 2, 3)), choose(data.draw, (1, 2, 3)))
+    pads: Any = tuple(data.draw(st.integers(0, kernel[i % 2] - 1)) for i in range(4))
+    size = [max(kernel[i] - pads[i] - pads[i + 2], data.draw(st.integers(1, 12))) for i in range(2)]
+    shape = (choose(data.draw, (1, 2)), choose(data.draw, EDGES), *size)
+    negative = generator(data.draw).random(shape) < 0.7
+    pooled = max_pool(negative, Geometry(kernel, strides, pads))
+    found = kernels.max_pool_bits(words_of(negative), kernel, strides=strides, pads=pads)
+    wanted = words_of(pooled)
+    wanted[:, -1] &= np.uint32(0xFFFFFFFF >> -shape[1] % 32)
+    same(found, wanted)
