@@ -1,0 +1,28 @@
+"""Run models with the operator library in this Python. Needs onnxruntime and numpy only.
+
+    PYTHON run_models.py LIBRARY FOLDER
+
+For every NAME.onnx in FOLDER, the inputs in NAME.npz are fed, and the outputs written to NAME.out.npz, or the error to
+NAME.error. Prints the runtime's version.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+library, folder = sys.argv[1], Path(sys.argv[2])
+for model in sorted(folder.glob("*.onnx")):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.register_custom_ops_library(library)
+    try:
+        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        values = session.run(None, dict(np.load(model.with_suffix(".npz"))))
+    except Exception as error:
+        model.with_suffix(".error").write_text(f"{type(error).__name__}: {error}")
+        continue
+    np.savez(model.with_suffix(".out.npz"), *values)
+print(onnxruntime.__version__)

@@ -1,0 +1,287 @@
+"""The operators inside onnxruntime, on our kernels and by their function bodies, against the definition."""
+
+import itertools
+import os
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bnas
+
+from .cases import BOUNDED, EDGES, choose, conv_case, conv_cases, epilogues, generator, numbers, signed
+from .conftest import AARCH64_ROOT, ROOT, built, emulator, here, missing
+from .definition import Geometry, dots, max_pool, words_of
+from .operators import FLOAT_PARTS, Node, conv_nodes, feeds, model, pack_node, pool_node, session
+
+RUN_MODELS = Path(__file__).with_name("run_models.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def paths() -> list[str]:
+    return list(here().paths())
+
+
+def draw_nodes(draw: Any) -> list[Node]:
+    """One node of each operator."""
+    rng, case = generator(draw), draw(conv_cases())
+    shape = dots(case.negative, case.weights, case.geometry).shape
+    threshold = rng.integers(-8, 9, (shape[1], 1, 1)).astype(np.int32)
+    channels = choose(draw, EDGES)
+    shift = numbers(rng, (channels, 1, 1) if draw(st.booleans()) else (1, 1, 1), "hard")
+    x = signed(rng, (2, channels, 5, 7), shift)
+    geometry = Geometry((3, 2), (choose(draw, (1, 2)), 2), (draw(st.integers(0, 2)), 1, 0, draw(st.integers(0, 1))))
+    words = words_of(x < shift)
+    bits = np.unpackbits(np.ascontiguousarray(words.transpose(0, 2, 3, 1)).view(np.uint8), axis=3, bitorder="little")
+    pooled = words_of(max_pool(bits.transpose(0, 3, 1, 2).astype(bool), geometry))
+    return [
+        *conv_nodes(case, draw(epilogues(shape)), threshold),
+        pack_node(x, shift),
+        pool_node(words, geometry, pooled),
+    ]
+
+
+def integer_nodes(seed: int = 0) -> list[Node]:
+    """Convolutions of several sizes whose results are whole numbers, so that nothing is rounded."""
+    rng = np.random.default_rng(seed)
+    shapes = {
+        (1, 33, 9, 8): (40, Geometry((3, 3), pads=(1, 1, 1, 1))),
+        (2, 64, 10, 10): (32, Geometry((3, 3), (2, 2), (0, 0, 1, 1))),
+        (1, 130, 5, 6): (66, Geometry((1, 1), groups=2)),
+        (1, 31, 7, 20): (5, Geometry((5, 3), (1, 2), (4, 1, 2, 1), (2, 1))),
+    }
+    nodes = []
+    for image, (outputs, geometry) in shapes.items():
+        case = conv_case(rng, image, outputs, geometry, "one")
+        nodes += conv_nodes(case, {}, rng.integers(-8, 9, (outputs, 1, 1)).astype(np.int32))
+    x = rng.standard_normal((2, 70, 6, 5), np.float32)
+    shift = numbers(rng, (70, 1, 1), "normal")
+    words, geometry = words_of(x < shift), Geometry((2, 2), (2, 1), (1, 0, 0, 1))
+    return [*nodes, pack_node(x, shift), pool_node(words, geometry, words_of(max_pool(x < shift, geometry)))]
+
+
+@settings(BOUNDED, max_examples=40)
+@given(data=st.data())
+def test_every_operator_on_every_path(paths: list[str], data: st.DataObject) -> None:
+    nodes = draw_nodes(data.draw)
+    everything = {name for node in nodes for name in node.inputs}
+    constants = data.draw(st.none() | st.sets(st.sampled_from(sorted(everything - {"x"}))))
+    optimised = data.draw(st.booleans())
+    file = model(*nodes, constants=constants)
+    with pytest.MonkeyPatch.context() as patch:
+        for path in paths:
+            patch.setenv("BNAS_ISA", path)
+            results = session(file, optimised=optimised).run(None, feeds(file, *nodes))
+            for node, found in zip(nodes, results, strict=True):
+                node.check(found, path)
+
+
+@pytest.mark.parametrize("optimised", [False, True])
+def test_integers_are_observed_on_every_path(
+    paths: list[str], optimised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = integer_nodes()
+    file = model(*nodes)
+    for path in paths:
+        monkeypatch.setenv("BNAS_ISA", path)
+        for node, found in zip(nodes, session(file, optimised=optimised).run(None, feeds(file, *nodes)), strict=True):
+            np.testing.assert_array_equal(found, node.expected.y if node.rounded else node.expected)  # type: ignore[union-attr]
+
+
+def test_every_combination_of_present_and_neutral_inputs() -> None:
+    """Of both operators that have such, on the kernels and by the function body, which may round otherwise if optimised."""
+    rng = np.random.default_rng(3)
+    geometry = Geometry((3, 3), (1, 2), (1, 1, 1, 1))
+    nodes = []
+    for present in itertools.product([False, True], repeat=len(FLOAT_PARTS)):
+        names = [name for name, is_present in zip(FLOAT_PARTS, present, strict=True) if is_present]
+        case = conv_case(rng, (1, 33, 4, 5), 9, geometry, "normal" if "shift" in names else "one")
+        shapes = {name: (1, 9, 4, 3) if name == "residual" else (9, 1, 1) for name in names if name != "shift"}
+        parts = {name: numbers(rng, shape, "normal") for name, shape in shapes.items()}
+        nodes += conv_nodes(case, parts, np.zeros((9, 1, 1), np.int32))[: 1 if "shift" in names else 2]
+    assert len(nodes) == 2**7 + 2**6
+    for some in (nodes[i : i + 8] for i in range(0, len(nodes), 8)):
+        file, bodied = model(*some), model(*some, body=True)
+        values = feeds(file, *some)
+        for optimised in (False, True):
+            on_kernels = session(file, optimised=optimised).run(None, values)
+            by_bodies = session(bodied, library=False, optimised=optimised).run(None, values)
+            for node, found, body in zip(some, on_kernels, by_bodies, strict=True):
+                node.check(found, "kernels")
+                if not optimised:
+                    node.check(body, "body")
+                np.testing.assert_allclose(found, body, rtol=1e-5, atol=1e-4)
+
+
+def test_the_kernels_go_before_the_function_body() -> None:
+    node = integer_nodes()[0]
+    wrong = onnx.load_from_string(model(node, body=True))
+    next(step for step in wrong.functions[0].node if step.op_type == "Less").op_type = "Greater"
+    file = wrong.SerializeToString()
+    node.check(session(file).run(None, feeds(file, node))[0])
+    with pytest.raises(AssertionError):
+        node.check(session(file, library=False).run(None, feeds(file, node))[0])
+
+
+def test_one_session_takes_images_of_any_size_from_many_threads() -> None:
+    rng = np.random.default_rng(4)
+    geometry = Geometry((3, 3), (2, 2), (1, 1, 1, 1))
+    first = conv_case(rng, (1, 40, 8, 8), 33, geometry)
+    sizes = [(1, 8, 8), (3, 8, 8), (2, 5, 31), (1, 50, 49), (1, 1, 1), (0, 4, 4)]
+    cases = [
+        type(first)(signed(rng, (n, 40, h, w), first.shift), first.shift, first.weights, geometry) for n, h, w in sizes
+    ]
+    node = conv_nodes(first, {}, np.zeros((33, 1, 1), np.int32))[0]
+    shared = session(model(node), threads=2)
+    wrong: list[object] = []
+
+    def work(turn: int) -> None:
+        for i in range(30):
+            case = cases[(turn + i) % len(cases)]
+            integers = dots(case.negative, case.weights, geometry)
+            found = shared.run(None, {"x0": case.x})[0]
+            if found.shape != integers.shape or not np.array_equal(found, integers):
+                wrong.append((turn, i, case))
+
+    workers = [threading.Thread(target=work, args=(turn,)) for turn in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_weights_may_change_between_runs() -> None:
+    rng = np.random.default_rng(5)
+    case = conv_case(rng, (1, 40, 6, 6), 9, Geometry((3, 3)))
+    other = type(case)(case.x, case.shift, ~case.weights, case.geometry)
+    more = conv_case(rng, (1, 40, 6, 6), 12, Geometry((3, 3)))
+    nodes = [conv_nodes(c, {}, np.zeros((c.weights.shape[0], 1, 1), np.int32))[0] for c in (case, other, more)]
+    file = model(nodes[0], constants=set(FLOAT_PARTS) - {"shift"})
+    free = onnx.load_from_string(file)
+    next(port for port in free.graph.input if port.name == "w_packed0").type.tensor_type.shape.dim[0].dim_param = "o"
+    shared = session(free.SerializeToString())
+    for node in (*nodes, *nodes, nodes[0], nodes[0]):
+        node.check(shared.run(None, {f"{n}0": node.inputs[n] for n in ("x", "w_packed", "shift")})[0])
+
+
+def test_two_threads_give_the_same_bits_as_one(paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    case = conv_case(rng, (2, 64, 56, 57), 65, Geometry((3, 3), pads=(1, 1, 1, 1)))
+    vector, shape = (65, 1, 1), dots(case.negative, case.weights, case.geometry).shape
+    parts = {name: numbers(rng, vector, "normal") for name in ("scale", "bias", "slope", "act_shift_in")}
+    nodes = conv_nodes(case, parts | {"residual": numbers(rng, shape, "normal")}, np.zeros(vector, np.int32))
+    file = model(*nodes)
+    for path in paths[1:]:
+        monkeypatch.setenv("BNAS_ISA", path)
+        one, two = (session(file, threads=threads).run(None, feeds(file, *nodes)) for threads in (1, 2))
+        for node, a, b in zip(nodes, one, two, strict=True):
+            assert a.tobytes() == b.tobytes()
+            node.check(a, path)
+
+
+def test_an_unknown_path_is_refused_at_registration(paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BNAS_ISA", "mmx")
+    with pytest.raises(Exception, match="BNAS_ISA=mmx is not one of " + ", ".join(paths)):
+        onnxruntime.SessionOptions().register_custom_ops_library(bnas.ops_library_path())
+
+
+def test_the_oldest_onnxruntime_runs_the_kernels(old_python: str, tmp_path: Path) -> None:
+    nodes, parts = integer_nodes(), {name: np.full((9, 1, 1), 0.5, np.float32) for name in ("scale", "slope")}
+    case = conv_case(np.random.default_rng(8), (2, 65, 7, 7), 9, Geometry((3, 3), pads=(1, 1, 1, 1)))
+    nodes += conv_nodes(case, parts, np.ones((9, 1, 1), np.int32))
+    for i, node in enumerate(nodes):
+        for kind, constants in {"constant": None, "given": set[str]()}.items():
+            file = model(node, constants=constants)
+            (tmp_path / f"{i}_{kind}.onnx").write_bytes(file)
+            np.savez(tmp_path / f"{i}_{kind}.npz", **feeds(file, node))
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command: Sequence[str] = [old_python, str(RUN_MODELS), bnas.ops_library_path(), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1.17.")
+    for i, node in enumerate(nodes):
+        for kind in ("constant", "given"):
+            assert not (tmp_path / f"{i}_{kind}.error").exists(), (tmp_path / f"{i}_{kind}.error").read_text()
+            node.check(np.load(tmp_path / f"{i}_{kind}.out.npz")["arr_0"], kind)
+
+
+# --- onnxruntime on aarch64, under an emulator ----------------------------------------------------------------------
+
+# One processor of a Cortex-A72. The emulator shows programs the host's file instead, and onnxruntime crashes on it.
+CPUINFO = """processor\t: {}
+BogoMIPS\t: 108.00
+Features\t: fp asimd evtstrm crc32 cpuid
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: 0x0
+CPU part\t: 0xd08
+CPU revision\t: 3
+
+"""
+
+
+@pytest.fixture(scope="module")
+def aarch64_runtime() -> tuple[Path, Path]:
+    """(libonnxruntime.so of the aarch64 wheel, a root folder for the emulator); made once under build/."""
+    version = onnxruntime.__version__
+    folder = ROOT / "build" / f"ort-{version}-aarch64"
+    library, root = folder / "libonnxruntime.so", folder / "root"
+    if not library.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        platforms = [part for name in ("2_28", "2_27") for part in ("--platform", f"manylinux_{name}_aarch64")]
+        download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", *platforms]
+        download += ["--python-version", "3.11", "--dest", str(folder), f"onnxruntime=={version}"]
+        done = subprocess.run(download, capture_output=True, text=True)
+        if done.returncode:
+            missing(f"cannot download onnxruntime {version} for aarch64: {done.stderr.strip()[-200:]}")
+        with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+            member = next(name for name in wheel.namelist() if "/libonnxruntime.so" in name)
+            partial = library.with_suffix(f".{os.getpid()}")
+            partial.write_bytes(wheel.read(member))
+            partial.replace(library)
+    (root / "proc").mkdir(parents=True, exist_ok=True)
+    (root / "proc" / "cpuinfo").write_text("".join(CPUINFO.format(i) for i in range(os.cpu_count() or 1)))
+    if not (root / "lib").exists():
+        (root / "lib").symlink_to(f"{AARCH64_ROOT}/lib")
+    return library, root
+
+
+@pytest.mark.parametrize("isa", ["neon", "portable"])
+def test_onnxruntime_on_aarch64_gives_the_same_integers(
+    isa: str, aarch64_runtime: tuple[Path, Path], tmp_path: Path
+) -> None:
+    library, root = aarch64_runtime
+    nodes = integer_nodes()
+    case = conv_case(np.random.default_rng(9), (1, 40, 57, 30), 33, Geometry((3, 3), pads=(1, 1, 1, 1)))
+    parts = {name: numbers(np.random.default_rng(1), (33, 1, 1), "normal") for name in ("scale", "bias", "slope")}
+    nodes += conv_nodes(case, parts, np.ones((33, 1, 1), np.int32))
+    file = model(*nodes)
+    (tmp_path / "nodes.onnx").write_bytes(file)
+    program, ops = built("aarch64", "bnas-runner"), built("aarch64", "libbnas_ort.so")
+    command = [*emulator()[:-1], str(root), str(program), str(tmp_path / "nodes.onnx"), "--isa", isa, "--runs", "1"]
+    command += ["--warmup", "0", "--threads", "2", "--no-optimize", "--ort", str(library), "--ops", str(ops), "--json"]
+    for name, value in feeds(file, *nodes).items():
+        np.save(tmp_path / f"{name}.npy", value)
+        command += ["--input", str(tmp_path / f"{name}.npy")]
+    for i in range(len(nodes)):
+        command += ["--output", str(tmp_path / f"y{i}.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert f'"engine": "native-{isa}"' in done.stdout
+    here_found = session(file, optimised=False).run(None, feeds(file, *nodes))
+    for i, node in enumerate(nodes):
+        found = np.load(tmp_path / f"y{i}.npy")
+        node.check(found, isa)
+        if i < len(nodes) - 3:
+            np.testing.assert_array_equal(found, here_found[i])
