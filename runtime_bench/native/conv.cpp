@@ -12,7 +12,7 @@
 namespace bnas {
 namespace {
 
-constexpr int64_t kRunPixels = 1024;    // pixels packed at once, before they are placed into planes
+constexpr int64_t kRunPixels = 1024;  // pixels packed at once, before they are placed into planes, or one row
 constexpr int64_t kCountsSlack = 64;    // `count` may write that far past a strip
 constexpr int64_t kMaxStrip = 512;
 
@@ -32,6 +32,7 @@ void run_tasks(const Host& host, int64_t tasks, const Task& task) {
 // the next task of a thread is mostly another range of channels of the same slab.
 struct Planes {
   std::unique_ptr<uint8_t[]> buffer;
+  std::vector<uint32_t> words;  // of a run of pixels, and of one row of output columns
   size_t size = 0;
   uint64_t call = 0;
   int64_t slab = 0;
@@ -39,15 +40,14 @@ struct Planes {
   uint8_t* cells() const {
     return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(buffer.get()) + 63) / 64 * 64);
   }
-  bool reserve(size_t bytes) {  // false if there is no room
-    if (size >= bytes) return true;
+  void reserve(size_t bytes, size_t run) {  // throws std::bad_alloc
+    if (words.size() < run) words.resize(run);
+    if (size >= bytes) return;
     call = 0;
     size = 0;
     buffer.reset();
-    buffer.reset(new (std::nothrow) uint8_t[bytes + 64]());
-    if (!buffer) return false;
+    buffer.reset(new uint8_t[bytes + 64]());
     size = bytes;
-    return true;
   }
 };
 
@@ -86,22 +86,6 @@ auto fill_from_bits(const ConvShape& shape, const uint32_t* x) {
   };
 }
 
-// Moves the valid counts of a strip together.
-void squeeze(const Plan& plan, int64_t first, int64_t positions, int channels, int32_t* counts, int64_t stride) {
-  for (int o = 0; o < channels; ++o) {
-    int32_t* row = counts + o * stride;
-    int64_t target = 0;
-    for (int64_t p = first; p < first + positions;) {
-      const int64_t column = p % plan.pitch;
-      const int64_t end = std::min(p - column + plan.pitch, first + positions);
-      const int64_t valid = std::max<int64_t>(0, std::min(end, p - column + plan.out_width) - p);
-      if (target != p - first) std::memmove(row + target, row + (p - first), valid * sizeof(int32_t));
-      target += valid;
-      p = end;
-    }
-  }
-}
-
 // What both forms of the operator share.
 struct Work {
   const Isa& isa;
@@ -111,57 +95,63 @@ struct Work {
 
   int64_t group_blocks() const { return ceil_div(shape.group_outputs(), isa.block); }
 
+  int64_t run_pixels() const { return std::max(kRunPixels, shape.width); }
+
   // Packs one slab. `fill(channel, n, pixel, pixels, words)` gives the signs of n channels for a run of pixels.
   template <typename Fill>
-  void pack(int64_t slab, uint8_t* cells, const Fill& fill) const {
+  void pack(int64_t slab, uint8_t* cells, uint32_t* words, const Fill& fill) const {
     std::memset(cells, 0, static_cast<size_t>(plan.slab_cells * isa.cell_bytes));
     const int64_t base = slab * plan.slab_rows * shape.stride_h - shape.pad_top;
     const int64_t begin = std::max<int64_t>(base, 0), end = std::min(base + plan.row_span, shape.height);
     for (int64_t group = 0; group < shape.groups; ++group) {
-      for (int64_t word = 0; word < plan.words; ++word, cells += plan.word_cells * isa.cell_bytes) {
-        const int64_t channel = group * shape.group_channels() + word * kWordBits;
-        const int64_t n = std::min(kWordBits, shape.group_channels() - word * kWordBits);
+      for (size_t first = 0; first < plan.sources.size();) {  // sources of one word follow each other
+        size_t last = first + 1;
+        while (last < plan.sources.size() && plan.sources[last].word == plan.sources[first].word) ++last;
+        const int64_t channel = group * shape.group_channels() + plan.sources[first].word * kWordBits;
         for (int64_t row = begin; row < end;) {
-          int64_t rows = 0;  // that follow each other, are read by some tap, and fit into a run
-          while (row + rows < end && (rows == 0 || (rows + 1) * shape.width <= kRunPixels) &&
-                 row_plane(row + rows - base) >= 0) {
+          int64_t rows = 0;  // that follow each other, are read by some kernel row, and fit into a run
+          while (row + rows < end && (rows + 1) * shape.width <= run_pixels() && row_cell(row + rows - base) >= 0) {
             ++rows;
           }
-          uint32_t words[kRunPixels];
-          for (int64_t x0 = 0; rows > 0 && x0 < shape.width; x0 += kRunPixels) {
-            const int64_t x1 = std::min(x0 + kRunPixels, shape.width);
-            fill(channel, n, row * shape.width + x0, rows > 1 ? rows * shape.width : x1 - x0, words);
-            for (int64_t r = 0; r < rows; ++r) place_row(row + r - base, x0, x1, words + r * shape.width, cells);
+          if (rows > 0) fill(channel, plan.sources[first].bits, row * shape.width, rows * shape.width, words);
+          for (int64_t r = 0; r < rows; ++r) {
+            for (size_t i = first; i < last; ++i) {
+              place_row(plan.sources[i], words + r * shape.width, words + run_pixels(),
+                        cells + (plan.source_cells[i] + row_cell(row + r - base)) * isa.cell_bytes);
+            }
           }
           row += std::max<int64_t>(rows, 1);
         }
+        first = last;
       }
+      cells += plan.source_cells.back() * isa.cell_bytes;
     }
   }
 
-  // Index among rows.residues of a row, counted from the slab's first input row; -1 if no tap reads it.
-  int64_t row_plane(int64_t row) const {
-    for (size_t i = 0; i < plan.rows.residues.size(); ++i) {
-      const Plan::Residue& r = plan.rows.residues[i];
-      if (row % shape.stride_h == r.residue) return row / shape.stride_h < r.needed ? static_cast<int64_t>(i) : -1;
+  // Where a row, counted from the slab's first input row, begins in the planes of a cell; -1 if nothing reads it.
+  int64_t row_cell(int64_t row) const {
+    for (size_t i = 0; i < plan.residues.size(); ++i) {
+      if (row % shape.stride_h != plan.residues[i].residue) continue;
+      const int64_t index = row / shape.stride_h;
+      return index < plan.residues[i].needed ? static_cast<int64_t>(i) * plan.plane_cells + index * plan.out_width : -1;
     }
     return -1;
   }
 
-  void place_row(int64_t row, int64_t x0, int64_t x1, const uint32_t* words, uint8_t* cells) const {
-    const int64_t residues = static_cast<int64_t>(plan.columns.residues.size());
-    for (int64_t q = 0; q < residues; ++q) {
-      const Plan::Residue& r = plan.columns.residues[q];
-      const int64_t base = shape.pad_left - r.residue;  // index j shows pixel j * stride - base
-      if (x1 - 1 + base < 0) continue;
-      const int64_t begin = std::max(r.first, ceil_div(std::max<int64_t>(x0 + base, 0), shape.stride_w));
-      const int64_t end = std::min(r.last, (x1 - 1 + base) / shape.stride_w + 1);
+  // words: of the pixels of one image row. row: room for one word per output column.
+  void place_row(const Source& source, const uint32_t* words, uint32_t* row, uint8_t* cells) const {
+    if (source.taps > 1) std::memset(row, 0, static_cast<size_t>(plan.out_width) * sizeof(uint32_t));
+    for (int64_t j = 0; j < source.taps; ++j) {
+      // output column i reads pixel i * stride + at
+      const int64_t at = (source.tap + j) * shape.dilation_w - shape.pad_left, stride = shape.stride_w;
+      const int64_t begin = at < 0 ? ceil_div(-at, stride) : 0;
+      const int64_t end = shape.width <= at ? 0 : std::min((shape.width - 1 - at) / stride + 1, plan.out_width);
       if (begin >= end) continue;
-      const int64_t offset =
-          (row_plane(row) * residues + q) * plan.plane_cells + row / shape.stride_h * plan.pitch + begin;
-      isa.place(words + (begin * shape.stride_w - base - x0), shape.stride_w, end - begin,
-                cells + offset * isa.cell_bytes, plan.cell_plane);
+      const uint32_t* pixels = words + begin * stride + at;
+      if (source.taps == 1) return isa.place(pixels, stride, end - begin, cells + begin * isa.cell_bytes, plan.cell_plane);
+      for (int64_t i = begin; i < end; ++i) row[i] |= pixels[(i - begin) * stride] << j * source.bits;
     }
+    if (source.taps > 1) isa.place(row, 1, plan.out_width, cells, plan.cell_plane);
   }
 
   // The blocks [first, last), numbered through all groups, of one packed slab: body(job, channel, channels, positions).
@@ -171,29 +161,24 @@ struct Work {
     Counting job;
     job.offsets = plan.offsets.data();
     job.steps = static_cast<int64_t>(plan.offsets.size());
-    job.valid = plan.valid.data();
-    job.junk = plan.pitch != plan.out_width;
     for (int64_t block = first; block < last; ++block) {
       const int64_t group = block / group_blocks(), in_group = block % group_blocks() * isa.block;
-      job.cells = cells + group * plan.words * plan.word_cells * isa.cell_bytes;
+      job.cells = cells + group * plan.source_cells.back() * isa.cell_bytes;
       job.weights = weights + block * job.steps * isa.block;
       body(job, group * shape.group_outputs() + in_group,
-           static_cast<int>(std::min<int64_t>(isa.block, shape.group_outputs() - in_group)), plan.positions(rows));
+           static_cast<int>(std::min<int64_t>(isa.block, shape.group_outputs() - in_group)), rows * plan.out_width);
     }
   }
 
-  // use(start, n, counts, stride) takes n counts of each channel, from the start-th output pixel of the slab on.
+  // use(first, n, counts, stride) takes n counts of each channel, from position `first` on.
   template <typename Use>
-  void count(Counting job, int64_t positions, int channels, const Use& use) const {
+  void count(const Counting& job, int64_t positions, int channels, const Use& use) const {
     alignas(64) int32_t counts[kMaxBlock * (kMaxStrip + kCountsSlack)];
     const int64_t stride = isa.strip + kCountsSlack;
     for (int64_t first = 0; first < positions; first += isa.strip) {
       const int64_t n = std::min(isa.strip, positions - first);
       isa.count(job, first, n, channels, counts, stride);
-      if (job.junk && !isa.squeezes) squeeze(plan, first, n, channels, counts, stride);
-      const int64_t start = plan.compact(first);
-      use(start, plan.compact(first + n) - start, counts, stride);
-      job.valid += isa.strip / 16;
+      use(first, n, counts, stride);
     }
   }
 
@@ -201,18 +186,21 @@ struct Work {
   template <typename Fill, typename Body>
   void run(const Host& host, const Fill& fill, const Body& body) const {
     const size_t bytes = static_cast<size_t>((plan.slab_cells + kOverread) * isa.cell_bytes);
-    if (!planes.reserve(bytes)) throw std::bad_alloc();
+    const size_t run = static_cast<size_t>(run_pixels() + plan.out_width);
+    planes.reserve(bytes, run);  // here, where throwing is allowed
     const uint64_t call = ++calls;
     std::atomic<bool> no_room{false};
     run_tasks(host, shape.batch * plan.slabs * plan.ranges, [&](int64_t task) {
       const int64_t range = task % plan.ranges, image_slab = task / plan.ranges;
       const int64_t image = image_slab / plan.slabs, slab = image_slab % plan.slabs;
-      if (!planes.reserve(bytes)) {
+      try {
+        planes.reserve(bytes, run);
+      } catch (const std::bad_alloc&) {  // not through the host's threads
         no_room = true;
         return;
       }
       if (planes.call != call || planes.slab != image_slab) {
-        pack(slab, planes.cells(), [&](auto... run) { fill(image, run...); });
+        pack(slab, planes.cells(), planes.words.data(), [&](auto... of_run) { fill(image, of_run...); });
         planes.call = call;
         planes.slab = image_slab;
       }
@@ -226,29 +214,30 @@ struct Work {
 
 BinaryConv::BinaryConv(const ConvShape& shape, const uint8_t* w_packed, const Path& path) : path_(path) {
   const int64_t channels = shape.group_channels(), bytes = ceil_div(channels, 8);
-  const int64_t taps = shape.kernel_h * shape.kernel_w, words = words_of(channels);
+  const int64_t taps = shape.kernel_h * shape.kernel_w;
   if (!path.isa) {
     packed_.assign(w_packed, w_packed + shape.out_channels * taps * bytes);
     return;
   }
   const Isa& isa = *path.isa;
+  const std::vector<Source> sources = sources_of(shape);
   const int64_t blocks = ceil_div(shape.group_outputs(), isa.block);
-  weights_.assign(shape.groups * blocks * taps * words * isa.cells_per_word * isa.block, 0);
-  uint32_t* target = weights_.data();
-  for (int64_t group = 0; group < shape.groups; ++group) {
-    for (int64_t block = 0; block < blocks; ++block) {
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        for (int64_t word = 0; word < words; ++word) {
-          for (int cell = 0; cell < isa.cells_per_word; ++cell) {
-            for (int64_t o = 0; o < isa.block; ++o, ++target) {
-              const int64_t in_group = block * isa.block + o;
-              const int64_t out = group * shape.group_outputs() + in_group;
-              const uint32_t value = in_group < shape.group_outputs()
-                                         ? weight_word(w_packed + (out * taps + tap) * bytes, word, channels)
-                                         : 0;
-              *target = isa.weight_cell(value, cell);
-            }
+  for (int64_t block = 0; block < shape.groups * blocks; ++block) {
+    const int64_t first = block % blocks * isa.block;  // output channel in the group
+    const int64_t outputs = std::min<int64_t>(isa.block, shape.group_outputs() - first);
+    const int64_t out = block / blocks * shape.group_outputs() + first;
+    for (int64_t ky = 0; ky < shape.kernel_h; ++ky) {
+      for (const Source& source : sources) {
+        uint32_t words[kMaxBlock] = {};
+        for (int64_t o = 0; o < outputs; ++o) {
+          for (int64_t j = 0; j < source.taps; ++j) {
+            const int64_t tap = ky * shape.kernel_w + source.tap + j;
+            words[o] |= weight_word(w_packed + ((out + o) * taps + tap) * bytes, source.word, channels)
+                        << j * source.bits;
           }
+        }
+        for (int cell = 0; cell < source.cells(isa); ++cell) {
+          for (int64_t o = 0; o < isa.block; ++o) weights_.push_back(isa.weight_cell(words[o], cell));
         }
       }
     }

@@ -1,10 +1,8 @@
 // What one instruction set provides: the five loops in which all the time goes. Everything around them (padding,
 // stride, groups, threads) is written once, in conv.cpp, over this table.
 //
-// Pixels lie in the vector lanes. The signs of one image are kept as padded planes of cells, pixels contiguous; a kernel
-// tap is an offset into a plane, so an unaligned load does the shifting and nothing is ever gathered or transposed. The
-// lanes run over whole rows and past them: a row's right padding is the next row's left padding, and the positions
-// between the rows ("junk") are dropped afterwards.
+// Pixels lie in the vector lanes. The signs of a part of the image are kept as planes of cells (see plan.h): lane i of a
+// load at `offset` shows what output pixel i reads there, so nothing is ever gathered, shifted or transposed.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +18,6 @@ struct Counting {
   const int32_t* offsets;   // [steps]: where step s reads position 0, in cells from `cells`
   const uint32_t* weights;  // [steps, block]: weight cells
   int64_t steps;
-  const uint16_t* valid;  // one bit per position, 16 a word: 0 for junk. Read by instruction sets that squeeze.
-  bool junk;              // whether there is any
 };
 
 // What becomes of the counts of one output channel; see `finish`.
@@ -38,8 +34,7 @@ struct Isa {
   int cell_bytes;      // 4: a cell is a word, 32 channels; 1: a byte
   int cells_per_word;  // planes that a word's 32 channels are spread over
   int block;           // output channels counted together, at most kMaxBlock, a divisor of 32
-  int64_t strip;       // positions counted at once: a multiple of 16 and of the tile's width
-  bool squeezes;       // whether `count` drops junk positions itself
+  int64_t strip;       // positions counted at once
   int32_t count_base;  // what `count` adds to every count
 
   // words[p] = bits of (x[c * plane + p] < shift[c * shift_step]), c < channels <= 32, for p < pixels. NaN gives 0.
@@ -53,9 +48,8 @@ struct Isa {
   uint32_t (*weight_cell)(uint32_t word, int cell);
 
   // counts[o * stride + i] = count_base + sum over steps s of popcount(cell at offsets[s] + first + i  xor  weight[s][o]),
-  // for o < channels <= block and i < positions <= strip; `first` is a multiple of strip. With `squeezes`, only valid
-  // positions are written, one after another. Up to kOverread cells past the last position are read, and up to 64
-  // counts past the last one overwritten.
+  // for o < channels <= block and i < positions <= strip; `first` is a multiple of strip. Up to kOverread cells past
+  // the last position are read, and up to 64 counts past the last one overwritten.
   void (*count)(const Counting& job, int64_t first, int64_t positions, int channels, int32_t* counts, int64_t stride);
 
   // With count_base subtracted from the counts: y[i] = act((fan_in - 2 counts[i]) * scale + bias + residual[i]), residual may be null;

@@ -39,23 +39,6 @@ struct Tables {
 };
 alignas(64) constexpr Tables kTables;
 
-// Shuffles that move the valid ones of 8 words of 16 bits together.
-struct Squeezes {
-  uint8_t byte[256][16] = {};
-  uint8_t valid[256] = {};
-  constexpr Squeezes() {
-    for (int mask = 0; mask < 256; ++mask) {
-      for (int i = 0; i < 8; ++i) {
-        if (!(mask >> i & 1)) continue;
-        byte[mask][2 * valid[mask]] = static_cast<uint8_t>(2 * i);
-        byte[mask][2 * valid[mask] + 1] = static_cast<uint8_t>(2 * i + 1);
-        ++valid[mask];
-      }
-    }
-  }
-};
-alignas(64) constexpr Squeezes kSqueezes;
-
 __m256i load(const void* at) { return _mm256_loadu_si256(static_cast<const __m256i*>(at)); }
 void store(void* at, __m256i value) { _mm256_storeu_si256(static_cast<__m256i*>(at), value); }
 
@@ -248,51 +231,21 @@ inline __attribute__((always_inline)) void add_steps(const uint8_t* cells, const
   }
 }
 
-// Writes the valid ones of 32 counts of every channel; `low` and `high` hold even and odd pixels apart, as 16 bits.
-struct Squeeze {
-  __m256i order[2];  // groups of 8 pixels: 0 and 2, 1 and 3
-  int64_t at[4];     // where each group goes
-  int64_t end;
-
-  Squeeze(const uint16_t* valid, int64_t words, int64_t start) {
-    const uint8_t mask[4] = {static_cast<uint8_t>(valid[0]), static_cast<uint8_t>(valid[0] >> 8),
-                             static_cast<uint8_t>(words > 1 ? valid[1] : 0),
-                             static_cast<uint8_t>(words > 1 ? valid[1] >> 8 : 0)};
-    for (int i = 0; i < 4; ++i) {
-      at[i] = start;
-      start += kSqueezes.valid[mask[i]];
+// Writes 32 counts; `even` and `odd` hold those of even and odd pixels, as 16 bits, `high` (or null) 256 times more.
+void write(__m256i even, __m256i odd, const __m256i* high, int32_t* counts) {
+  const __m256i zero = _mm256_setzero_si256();
+  for (int i = 0; i < 2; ++i) {  // pixels 0 to 7 and 16 to 23, then the others
+    const __m256i words = i == 0 ? _mm256_unpacklo_epi16(even, odd) : _mm256_unpackhi_epi16(even, odd);
+    __m256i quads[2] = {_mm256_unpacklo_epi16(words, zero), _mm256_unpackhi_epi16(words, zero)};
+    if (high) {
+      const __m256i more = i == 0 ? _mm256_unpacklo_epi16(high[0], high[1]) : _mm256_unpackhi_epi16(high[0], high[1]);
+      quads[0] = _mm256_add_epi32(quads[0], _mm256_slli_epi32(_mm256_unpacklo_epi16(more, zero), 8));
+      quads[1] = _mm256_add_epi32(quads[1], _mm256_slli_epi32(_mm256_unpackhi_epi16(more, zero), 8));
     }
-    end = start;
-    const auto shuffle = [](uint8_t m) { return _mm_load_si128(reinterpret_cast<const __m128i*>(kSqueezes.byte[m])); };
-    for (int i = 0; i < 2; ++i) {
-      order[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(shuffle(mask[i])), shuffle(mask[i + 2]), 1);
-    }
+    store(counts + 8 * i, _mm256_permute2x128_si256(quads[0], quads[1], 0x20));
+    store(counts + 8 * i + 16, _mm256_permute2x128_si256(quads[0], quads[1], 0x31));
   }
-
-  void write(__m256i even, __m256i odd, const __m256i* high, int32_t* counts) const {
-    const __m256i zero = _mm256_setzero_si256();
-    __m256i quads[2][2];
-    for (int i = 0; i < 2; ++i) {
-      const __m256i words = i == 0 ? _mm256_unpacklo_epi16(even, odd) : _mm256_unpackhi_epi16(even, odd);
-      const __m256i squeezed = _mm256_shuffle_epi8(words, order[i]);
-      quads[i][0] = _mm256_unpacklo_epi16(squeezed, zero);
-      quads[i][1] = _mm256_unpackhi_epi16(squeezed, zero);
-      if (high) {
-        const __m256i more = _mm256_shuffle_epi8(
-            i == 0 ? _mm256_unpacklo_epi16(high[0], high[1]) : _mm256_unpackhi_epi16(high[0], high[1]), order[i]);
-        quads[i][0] = _mm256_add_epi32(quads[i][0], _mm256_slli_epi32(_mm256_unpacklo_epi16(more, zero), 8));
-        quads[i][1] = _mm256_add_epi32(quads[i][1], _mm256_slli_epi32(_mm256_unpackhi_epi16(more, zero), 8));
-      }
-    }
-    for (int group = 0; group < 4; ++group) {  // in this order: a group's junk is overwritten by the next one
-      for (int i = 0; i < 2; ++i) {
-        const __m256i quad = quads[group % 2][i];
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(counts + at[group] + 4 * i),
-                         group < 2 ? _mm256_castsi256_si128(quad) : _mm256_extracti128_si256(quad, 1));
-      }
-    }
-  }
-};
+}
 
 // At most 63 steps: the sums of every pair of outputs and register of pixels, as far as they fit into bytes.
 template <int P, int Q>
@@ -328,7 +281,7 @@ inline __attribute__((always_inline)) void resolve(__m256i a, __m256i b, const U
 }
 
 template <int P, int Q>
-void count_tile(const Counting& job, int64_t position, int first_channel, int channels, const Squeeze* squeezes,
+void count_tile(const Counting& job, int64_t position, int first_channel, int channels,
                 int32_t* counts, int64_t stride) {
   const uint8_t* cells = static_cast<const uint8_t*>(job.cells) + position;
   const uint8_t* weights = reinterpret_cast<const uint8_t*>(job.weights + first_channel) + 3;
@@ -371,39 +324,27 @@ void count_tile(const Counting& job, int64_t position, int first_channel, int ch
           odd = _mm256_add_epi16(words[q][p][i][1], odd);
         }
         int32_t* target = counts + (first_channel + 2 * q + i) * stride;
-        squeezes[p].write(even, odd, long_sums ? high[q][p][i] : nullptr, target);
+        write(even, odd, long_sums ? high[q][p][i] : nullptr, target + p * kLanes);
       });
     }
   }
 }
 
 template <int P>
-int64_t count_pixels(const Counting& job, int64_t position, const uint16_t* valid, int64_t vectors, int channels,
-                     int64_t start, int32_t* counts, int64_t stride) {
-  const Squeeze first(valid, vectors, start);
-  const Squeeze squeezes[2] = {first, P > 1 ? Squeeze(valid + 2, vectors - 2, first.end) : first};
+void count_pixels(const Counting& job, int64_t position, int channels, int32_t* counts, int64_t stride) {
   for (int o = 0; o < channels; o += 4) {
     if (channels - o > 2) {
-      count_tile<P, 2>(job, position, o, channels - o, squeezes, counts, stride);
+      count_tile<P, 2>(job, position, o, channels - o, counts, stride);
     } else {
-      count_tile<P, 1>(job, position, o, channels - o, squeezes, counts, stride);
+      count_tile<P, 1>(job, position, o, channels - o, counts, stride);
     }
   }
-  return squeezes[P - 1].end;
 }
 
 void count(const Counting& job, int64_t first, int64_t positions, int channels, int32_t* counts, int64_t stride) {
-  const uint16_t* valid = job.valid;
-  int64_t start = 0;
-  int64_t vectors = (positions + 15) / 16;  // that `valid` has a word for
-  while (vectors > 0) {
-    const int64_t tile = vectors > 2 ? kTile : 1;
-    start = tile == kTile ? count_pixels<kTile>(job, first, valid, vectors, channels, start, counts, stride)
-                          : count_pixels<1>(job, first, valid, vectors, channels, start, counts, stride);
-    first += tile * kLanes;
-    valid += tile * 2;
-    vectors -= tile * 2;
-  }
+  int64_t i = 0;
+  for (; i + kLanes < positions; i += kTile * kLanes) count_pixels<kTile>(job, first + i, channels, counts + i, stride);
+  if (i < positions) count_pixels<1>(job, first + i, channels, counts + i, stride);
 }
 
 template <bool kResidual, bool kRectify>
@@ -486,7 +427,7 @@ int64_t bound(int64_t rounds, uint32_t* sink) {
 }  // namespace
 
 extern const Isa kAvx2;
-const Isa kAvx2 = {"avx2", 1,           8,     kBlock, 8 * kTile * kLanes, true, 0, pack,
+const Isa kAvx2 = {"avx2", 1,           8,     kBlock, 8 * kTile * kLanes, 0, pack,
                    place,  weight_cell, count, finish, nullptr, threshold, bound};
 
 }  // namespace bnas

@@ -138,27 +138,6 @@ inline __attribute__((always_inline)) void count_tile(const Counting& job, const
   }
 }
 
-// P registers of positions: which lanes are valid, and where their output pixels lie.
-template <int P, bool kJunk>
-struct Lanes {
-  __mmask16 valid[P], kept[P];
-  int64_t start[P + 1];
-
-  // From word `first` of `words` words of valid bits on; `last` masks the last word.
-  Lanes(const uint16_t* bits, int64_t first, int64_t words, uint16_t last, int64_t done) {
-    start[0] = done;
-#pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) {
-      const uint32_t mask = (kJunk ? bits[first + p] : 0xffff) & (first + p == words - 1 ? last : 0xffff);
-      const int count = __builtin_popcount(mask);
-      valid[p] = static_cast<__mmask16>(mask);
-      kept[p] = static_cast<__mmask16>((1u << count) - 1);
-      start[p + 1] = start[p] + count;
-    }
-  }
-  __m512i squeeze(int p, __m512i sum) const { return kJunk ? _mm512_maskz_compress_epi32(valid[p], sum) : sum; }
-};
-
 // Covers registers of positions with tiles: tile(P, i) for P registers from the i-th on.
 template <typename Tile>
 inline __attribute__((always_inline)) void for_tiles(int64_t registers, const Tile& tile) {
@@ -168,38 +147,25 @@ inline __attribute__((always_inline)) void for_tiles(int64_t registers, const Ti
   if (registers - i == 1) tile(Constant<1>{}, i);
 }
 
-template <int P, int O, bool kJunk>
-inline __attribute__((always_inline)) void store_counts(const Counting& job, int o, int64_t position,
-                                                        const Lanes<P, kJunk>& lanes, int32_t* counts,
+template <int P, int O>
+inline __attribute__((always_inline)) void store_counts(const Counting& job, int o, int64_t position, int32_t* counts,
                                                         int64_t stride) {
   __m512i sum[O][P];
   count_tile<P, O>(job, job.weights + o, position, sum);
 #pragma GCC unroll 8
   for (int q = 0; q < O; ++q) {
-    int32_t* target = counts + (o + q) * stride;
 #pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) _mm512_storeu_si512(target + lanes.start[p], lanes.squeeze(p, sum[q][p]));
+    for (int p = 0; p < P; ++p) _mm512_storeu_si512(counts + q * stride + p * kLanes, sum[q][p]);
   }
 }
 
-template <bool kJunk>
-void count_strip(const Counting& job, int64_t first, int64_t positions, int channels, int32_t* counts,
-                 int64_t stride) {
-  const int64_t registers = (positions + kLanes - 1) / kLanes;
-  int64_t done = 0;
-  for_tiles(registers, [&](auto constant, int64_t i) {
-    constexpr int P = decltype(constant)::value;
-    const Lanes<P, kJunk> lanes(job.valid, i, registers, 0xffff, done);
-    for (int o = 0; o < channels; o += kOutputs) {  // beyond `channels` the weights are there, and the counts too
-      store_counts<P, kOutputs, kJunk>(job, o, first + i * kLanes, lanes, counts, stride);
-    }
-    done = lanes.start[P];
-  });
-}
-
 void count(const Counting& job, int64_t first, int64_t positions, int channels, int32_t* counts, int64_t stride) {
-  return job.junk ? count_strip<true>(job, first, positions, channels, counts, stride)
-                  : count_strip<false>(job, first, positions, channels, counts, stride);
+  for_tiles((positions + kLanes - 1) / kLanes, [&](auto constant, int64_t i) {
+    constexpr int P = decltype(constant)::value;
+    for (int o = 0; o < channels; o += kOutputs) {  // beyond `channels` the weights are there, and the counts too
+      store_counts<P, kOutputs>(job, o, first + i * kLanes, counts + o * stride + i * kLanes, stride);
+    }
+  });
 }
 
 // act((K - 2 count) * scale + bias + residual) from f = 2^23 + count: (f - (2^23 + K / 2)) * (-2 scale) + bias, where
@@ -272,60 +238,53 @@ void finish(const Finish& f, const int32_t* counts, const float* residual, float
   }
 }
 
-template <int P, int O, bool kJunk, bool kShift>
+template <int P, int O, bool kShift>
 inline __attribute__((always_inline)) void unit_tile(const Counting& job, const Affine* affine, int o,
-                                                     int64_t position, const Lanes<P, kJunk>& lanes,
-                                                     const float* residual, float* y, int64_t plane) {
+                                                     int64_t position, __mmask16 last, const float* residual, float* y,
+                                                     int64_t plane) {
   __m512i sum[O][P];
   count_tile<P, O>(job, job.weights + o, position, sum);
 #pragma GCC unroll 8
   for (int q = 0; q < O; ++q) {
     const Affines<kShift> finished(affine[o + q]);
-    float* target = y + (o + q) * plane;
+    float* target = y + (o + q) * plane + position;
     // Without a residual the mask is empty, but reading nothing from an invalid address would be slow.
-    const float* added = residual ? residual + (o + q) * plane : target;
+    const float* added = residual ? residual + (o + q) * plane + position : target;
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
-      const __mmask16 kept = lanes.kept[p];
-      const __m512 extra = _mm512_maskz_loadu_ps(residual ? kept : __mmask16{0}, added + lanes.start[p]);
-      _mm512_mask_storeu_ps(target + lanes.start[p], kept, finished(lanes.squeeze(p, sum[q][p]), extra));
+      const __mmask16 kept = p == P - 1 ? last : __mmask16{0xffff};
+      const __m512 extra = _mm512_maskz_loadu_ps(residual ? kept : __mmask16{0}, added + p * kLanes);
+      _mm512_mask_storeu_ps(target + p * kLanes, kept, finished(sum[q][p], extra));
     }
   }
 }
 
-template <bool kJunk, bool kShift>
+template <bool kShift>
 void unit_tiles(const Counting& job, const Affine* affine, int n, int64_t positions, const float* residual, float* y,
                 int64_t plane) {
   const int64_t registers = (positions + kLanes - 1) / kLanes;
-  const uint16_t last = static_cast<uint16_t>((2u << ((positions - 1) % kLanes)) - 1);
-  int64_t done = 0;  // output pixels of every channel
+  const __mmask16 rest = static_cast<__mmask16>((2u << ((positions - 1) % kLanes)) - 1);
   for_tiles(registers, [&](auto constant, int64_t i) {
     constexpr int P = decltype(constant)::value;
-    const Lanes<P, kJunk> lanes(job.valid, i, registers, last, done);
+    const __mmask16 last = i + P == registers ? rest : __mmask16{0xffff};
     int o = 0;
     for (; o + kOutputs <= n; o += kOutputs) {
-      unit_tile<P, kOutputs, kJunk, kShift>(job, affine, o, i * kLanes, lanes, residual, y, plane);
+      unit_tile<P, kOutputs, kShift>(job, affine, o, i * kLanes, last, residual, y, plane);
     }
-    for (; o < n; ++o) unit_tile<P, 1, kJunk, kShift>(job, affine, o, i * kLanes, lanes, residual, y, plane);
-    done = lanes.start[P];
+    for (; o < n; ++o) unit_tile<P, 1, kShift>(job, affine, o, i * kLanes, last, residual, y, plane);
   });
 }
 
 void unit_plainly(const Counting& job, const Finish* channels, int n, int64_t positions, const float* residual,
                   float* y, int64_t plane) {
   int32_t counts[kBlock * (kStrip + kLanes)];
-  Counting strip = job;
-  for (int64_t first = 0, done = 0; first < positions; first += kStrip) {
+  for (int64_t first = 0; first < positions; first += kStrip) {
     const int64_t lanes = positions - first < kStrip ? positions - first : kStrip;
-    count(strip, first, lanes, n, counts, kStrip + kLanes);
-    int64_t valid = 0;
-    for (int64_t i = 0; i < lanes; ++i) valid += job.junk ? strip.valid[i / kLanes] >> i % kLanes & 1 : 1;
+    count(job, first, lanes, n, counts, kStrip + kLanes);
     for (int o = 0; o < n; ++o) {
-      const int64_t at = o * plane + done;
-      finish(channels[o], counts + o * (kStrip + kLanes), residual ? residual + at : nullptr, y + at, valid);
+      const int64_t at = o * plane + first;
+      finish(channels[o], counts + o * (kStrip + kLanes), residual ? residual + at : nullptr, y + at, lanes);
     }
-    strip.valid += kStrip / kLanes;
-    done += valid;
   }
 }
 
@@ -339,9 +298,8 @@ void unit(const Counting& job, const Finish* channels, int n, int64_t positions,
     shift = shift || affine[o].shifts();
   }
   if (!doubled) return unit_plainly(job, channels, n, positions, residual, y, plane);
-  const auto tiles = job.junk ? (shift ? unit_tiles<true, true> : unit_tiles<true, false>)
-                              : (shift ? unit_tiles<false, true> : unit_tiles<false, false>);
-  tiles(job, affine, n, positions, residual, y, plane);
+  return shift ? unit_tiles<true>(job, affine, n, positions, residual, y, plane)
+               : unit_tiles<false>(job, affine, n, positions, residual, y, plane);
 }
 
 void threshold(const int32_t* counts, int32_t limit, int bit, uint32_t* words, int64_t n) {
@@ -374,7 +332,7 @@ int64_t bound(int64_t rounds, uint32_t* sink) {
 }  // namespace
 
 extern const Isa kAvx512;
-const Isa kAvx512 = {"avx512", 4,     1,     kBlock, kStrip, true, kBase, pack,
+const Isa kAvx512 = {"avx512", 4,     1,     kBlock, kStrip, kBase, pack,
                      place, weight_cell, count, finish, unit, threshold, bound};
 
 }  // namespace bnas

@@ -1,4 +1,4 @@
-// How the work of one convolution is cut, and where its packed pixels lie, for one image size and instruction set.
+// How the work of one convolution is cut, and where its packed pixels lie.
 #pragma once
 
 #include <cstdint>
@@ -9,46 +9,46 @@
 
 namespace bnas {
 
+// What one plane of cells shows: for each output column, the bits of one channel word (32 channels, or what is left of
+// them) that kernel columns [tap, tap + taps) read, side by side in one word. Full words take one kernel column each.
+struct Source {
+  int64_t word;
+  int64_t bits;  // channels in the word
+  int64_t tap, taps;
+
+  int64_t cells(const Isa& isa) const { return ceil_div(bits * taps, kWordBits / isa.cells_per_word); }
+};
+
+// All that a group of `shape` needs. Each step of the counting loop is (kernel row, source, cell), in this order.
+std::vector<Source> sources_of(const ConvShape& shape);
+
 // Output rows are made in slabs: a slab's pixels are packed and used while the caches still hold them. A task is a
 // slab and a range of output channels; it packs for itself, so that tasks never wait for each other.
 //
-// With stride s, the pixels that one kernel tap reads are s apart. They are kept together: a plane holds the padded
-// rows (or columns) of one residue modulo s, so that a tap reads neighbours and the stride disappears.
+// A plane has one cell for each output column, so planes are as wide as the output and rows follow each other without
+// gaps: lane i of a load is output pixel i, whatever the padding, stride and dilation. Kernel columns have planes of
+// their own; kernel rows are offsets of whole rows. With a vertical stride s, the rows that one kernel row reads are s
+// apart, so the rows of each residue modulo s are kept together.
 struct Plan {
-  struct Residue {
+  struct Rows {  // of one residue
     int64_t residue;
-    int64_t needed;       // indices within the plane that some tap reads
-    int64_t first, last;  // columns only: indices that hold image pixels; the rest is padding
-  };
-  struct Axis {
-    std::vector<Residue> residues;  // those that some tap reads
-    std::vector<int64_t> tap_residue, tap_offset;
+    int64_t needed;  // how many some kernel row reads
   };
 
   int64_t height, width;  // of the image it was made for
-  int64_t words;          // in each group
   int64_t out_width;
   int64_t slab_rows, slabs;  // output rows of a slab; the last slab may have fewer
   int64_t ranges, range_blocks;
 
-  Axis rows, columns;
+  std::vector<Source> sources;
+  std::vector<int64_t> source_cells;  // where each one's planes begin within a group; one more, the end
+  std::vector<Rows> residues;
   int64_t row_span;     // input rows of a slab, counted from the first one that it reads
-  int64_t pitch;        // cells from one row of a plane to the next: its right padding is the next row's left padding
-  int64_t plane_cells;  // of one cell of one word, one residue pair
-  int64_t cell_plane;   // from one cell of a word to the next: plane_cells * residue pairs
-  int64_t word_cells;   // of all planes of a word
-  int64_t slab_cells;   // of all words of all groups
+  int64_t plane_cells;  // of one residue, one cell
+  int64_t cell_plane;   // of all residues: from one cell of a word to the next
+  int64_t slab_cells;   // of all groups
 
-  std::vector<int32_t> offsets;  // [steps]: (tap, word, cell) in this order
-  std::vector<uint16_t> valid;   // one bit per position of a slab
-
-  int64_t positions(int64_t rows_made) const { return (rows_made - 1) * pitch + out_width; }
-
-  // Output pixel of a position, counted from the slab's first, row by row without junk.
-  int64_t compact(int64_t position) const {
-    const int64_t column = position % pitch;
-    return position / pitch * out_width + (column < out_width ? column : out_width);
-  }
+  std::vector<int32_t> offsets;  // [steps]
 };
 
 // Throws std::length_error if the image is too large for 32-bit offsets.
