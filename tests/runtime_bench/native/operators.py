@@ -102,7 +102,7 @@ def model(*nodes: Node, constants: Collection[str] | None = None, body: bool = F
                 initializers.append(numpy_helper.from_array(value, f"{name}{i}"))
                 continue
             shape: list[Any] = list(value.shape)
-            if name == "x":
+            if name == "x" and len(shape) == 4:
                 shape = [f"n{i}", shape[1], f"h{i}", f"w{i}"]
             inputs.append(helper.make_tensor_value_info(f"{name}{i}", element, shape))
         outputs.append(helper.make_tensor_value_info(f"y{i}", node.element, None))

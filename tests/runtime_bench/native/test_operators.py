@@ -99,7 +99,7 @@ def test_integers_are_observed_on_every_path(
 
 
 def test_every_combination_of_present_and_neutral_inputs() -> None:
-    """Of both operators that have such, on the kernels and by the function body, which may round otherwise if optimised."""
+    """Of both operators that have such, on the kernels and by the function body; that may round otherwise"""
     rng = np.random.default_rng(3)
     geometry = Geometry((3, 3), (1, 2), (1, 1, 1, 1))
     nodes = []
