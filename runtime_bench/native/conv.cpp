@@ -54,8 +54,6 @@ struct Planes {
 thread_local Planes planes;
 std::atomic<uint64_t> calls{0};
 
-float at(PerChannel values, int64_t channel) { return values.values[values.count == 1 ? 0 : channel]; }
-
 uint32_t weight_word(const uint8_t* bytes, int64_t word, int64_t channels) {
   uint32_t value = 0;
   const int64_t last = std::min(channels, (word + 1) * kWordBits);
@@ -264,24 +262,22 @@ void BinaryConv::run_to_float(const ConvShape& shape, const Fill& fill, const Af
   const auto neutral = [](PerChannel p, float value) { return p.count == 1 && p.values[0] == value; };
   const bool rectify = !neutral(affine.slope, 1) || !neutral(affine.shift_in, 0) || !neutral(affine.shift_out, 0);
 
-  const auto finish_of = [&](int64_t c) {
-    Finish f;
-    f.fan_in = static_cast<float>(shape.fan_in());
-    f.scale = at(affine.scale, c);
-    f.bias = at(affine.bias, c) + (affine.residual ? 0.0f : affine.residual_value);
-    f.rectify = rectify;
-    f.shift_in = at(affine.shift_in, c);
-    f.slope = at(affine.slope, c);
-    f.shift_out = at(affine.shift_out, c);
-    return f;
+  const auto each = [](PerChannel p) {
+    return [values = p.values, step = p.count == 1 ? 0 : 1](int64_t channel) { return values[channel * step]; };
   };
+  const auto scale = each(affine.scale), bias = each(affine.bias), slope = each(affine.slope);
+  const auto shift_in = each(affine.shift_in), shift_out = each(affine.shift_out);
+  const float fan_in = static_cast<float>(shape.fan_in()), added = affine.residual ? 0.0f : affine.residual_value;
 
   work.run(host, fill, [&](int64_t image, int64_t slab, int64_t range, const uint8_t* cells) {
     const int64_t first = range * plan->range_blocks, last = std::min(first + plan->range_blocks, blocks);
     const int64_t origin = image * shape.out_channels * out_pixels + slab * plan->slab_rows * plan->out_width;
     work.for_blocks(slab, first, last, cells, [&](const Counting& job, int64_t c, int channels, int64_t positions) {
       Finish finish[kMaxBlock];
-      for (int o = 0; o < channels; ++o) finish[o] = finish_of(c + o);
+      for (int o = 0; o < channels; ++o) {
+        const int64_t i = c + o;
+        finish[o] = {fan_in, scale(i), bias(i) + added, rectify, shift_in(i), slope(i), shift_out(i)};
+      }
       const float* residual = affine.residual ? affine.residual + origin + c * out_pixels : nullptr;
       float* target = y + origin + c * out_pixels;
       if (isa.unit) return isa.unit(job, finish, channels, positions, residual, target, out_pixels);
