@@ -147,6 +147,49 @@ inline __attribute__((always_inline)) void for_tiles(int64_t registers, const Ti
   if (registers - i == 1) tile(Constant<1>{}, i);
 }
 
+// The same for few positions: lane 2 o + k has output o of kBlock at position k of a pair, for T pairs.
+// counts: [kBlock, 2 T].
+template <int T>
+void count_pairs(const Counting& job, int64_t position, int32_t* counts) {
+  const uint32_t* cells = static_cast<const uint32_t*>(job.cells) + position;
+  const uint32_t* weights = job.weights;
+  const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+  const auto weight = [&](const uint32_t* at) {
+    const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+    return _mm512_permutexvar_epi32(twice, _mm512_castsi256_si512(words));
+  };
+  const auto pair = [](const uint32_t* at) {
+    int64_t both;
+    __builtin_memcpy(&both, at, sizeof both);
+    return _mm512_set1_epi64(both);
+  };
+  __m512i twos[T], ones[T];
+#pragma GCC unroll 4
+  for (int t = 0; t < T; ++t) {
+    twos[t] = _mm512_set1_epi32(kBase / 2);
+    ones[t] = _mm512_setzero_si512();
+  }
+  for (int64_t s = 0; s < job.steps; s += 2, weights += 2 * kBlock) {
+    const bool both = s + 1 < job.steps;
+    const __m512i u = weight(weights), v = both ? weight(weights + kBlock) : _mm512_setzero_si512();
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) {
+      const __m512i b = both ? pair(cells + job.offsets[s + 1] + 2 * t) : _mm512_setzero_si512();
+      const __m512i half = _mm512_ternarylogic_epi32(u, ones[t], pair(cells + job.offsets[s] + 2 * t), kXor3);
+      const __m512i next = _mm512_ternarylogic_epi32(v, half, b, kXor3);
+      twos[t] = _mm512_add_epi32(twos[t],
+                                 _mm512_popcnt_epi32(_mm512_ternarylogic_epi32(half, ones[t], next, kCarry)));
+      ones[t] = next;
+    }
+  }
+#pragma GCC unroll 4
+  for (int t = 0; t < T; ++t) {
+    int64_t sums[kBlock];
+    _mm512_storeu_si512(sums, _mm512_add_epi32(_mm512_slli_epi32(twos[t], 1), _mm512_popcnt_epi32(ones[t])));
+    for (int o = 0; o < kBlock; ++o) __builtin_memcpy(counts + (o * T + t) * 2, sums + o, sizeof sums[o]);
+  }
+}
+
 template <int P, int O>
 inline __attribute__((always_inline)) void store_counts(const Counting& job, int o, int64_t position, int32_t* counts,
                                                         int64_t stride) {
@@ -259,20 +302,41 @@ inline __attribute__((always_inline)) void unit_tile(const Counting& job, const 
   }
 }
 
+// The `left` <= 2 T positions from `position` on.
+template <int T, bool kShift>
+void unit_pairs(const Counting& job, const Affine* affine, int n, int64_t position, int64_t left,
+                const float* residual, float* y, int64_t plane) {
+  int32_t counts[kBlock * 2 * T];
+  count_pairs<T>(job, position, counts);
+  const __mmask16 kept = static_cast<__mmask16>((1u << left) - 1);
+  for (int o = 0; o < n; ++o) {
+    float* target = y + o * plane + position;
+    const __m512 extra = residual ? _mm512_maskz_loadu_ps(kept, residual + o * plane + position) : _mm512_setzero_ps();
+    const __m512i sum = _mm512_maskz_loadu_epi32(kept, counts + o * 2 * T);
+    _mm512_mask_storeu_ps(target, kept, Affines<kShift>(affine[o])(sum, extra));
+  }
+}
+
 template <bool kShift>
 void unit_tiles(const Counting& job, const Affine* affine, int n, int64_t positions, const float* residual, float* y,
                 int64_t plane) {
-  const int64_t registers = (positions + kLanes - 1) / kLanes;
-  const __mmask16 rest = static_cast<__mmask16>((2u << ((positions - 1) % kLanes)) - 1);
+  int64_t registers = (positions + kLanes - 1) / kLanes;
+  const int64_t left = (positions - 1) % kLanes + 1;  // in the last register
+  const bool pairs = n > kOutputs && left <= kLanes / 2;
+  const __mmask16 rest = static_cast<__mmask16>((1u << left) - 1);
+  if (pairs) --registers;
   for_tiles(registers, [&](auto constant, int64_t i) {
     constexpr int P = decltype(constant)::value;
-    const __mmask16 last = i + P == registers ? rest : __mmask16{0xffff};
+    const __mmask16 last = !pairs && i + P == registers ? rest : __mmask16{0xffff};
     int o = 0;
     for (; o + kOutputs <= n; o += kOutputs) {
       unit_tile<P, kOutputs, kShift>(job, affine, o, i * kLanes, last, residual, y, plane);
     }
     for (; o < n; ++o) unit_tile<P, 1, kShift>(job, affine, o, i * kLanes, last, residual, y, plane);
   });
+  if (!pairs) return;
+  const auto tail = left <= 2 ? unit_pairs<1, kShift> : left <= 4 ? unit_pairs<2, kShift> : unit_pairs<4, kShift>;
+  tail(job, affine, n, registers * kLanes, left, residual, y, plane);
 }
 
 void unit_plainly(const Counting& job, const Finish* channels, int n, int64_t positions, const float* residual,
