@@ -36,7 +36,11 @@ class _Record(BaseModel):
 
 
 class Device(_Record):
-    """Where the numbers hold. Whatever could not be read is null. `fingerprint` identifies a measured machine."""
+    """Where the numbers hold. Whatever could not be read is null. `fingerprint` identifies a measured machine.
+
+    binary_gmac_s: 10^9 binary MACs a second that the engine's instructions reach on the registers of one core, as it
+    was while measuring: how fast the processor ran, where no clock can be read.
+    """
 
     name: str
     processor: str | None = None
@@ -47,6 +51,7 @@ class Device(_Record):
     governor: str | None = None
     clock_mhz: NonNegative | None = None
     temperature_c: float | None = None
+    binary_gmac_s: NonNegative | None = None
     python: str | None = None
     fingerprint: str | None = None
 

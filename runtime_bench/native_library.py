@@ -52,6 +52,19 @@ def version() -> str:
     return _call(path_of(LIBRARY), "bnas_native_version")
 
 
+def bound_gmacs(seconds: float = 0.2) -> float | None:
+    """10^9 binary MACs a second that the chosen path's counting reaches on one core's registers; None without kernels.
+
+    Raises InputError if BNAS_ISA names no path of this processor.
+    """
+    if operator_library() is None:
+        return None
+    isa = engine_name().removeprefix(PREFIX)
+    from .native._native import bound_gmacs as measured
+
+    return float(measured(isa, seconds)) if isa != "reference" else None
+
+
 def _built(name: str) -> Path | None:
     from . import native
 

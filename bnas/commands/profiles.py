@@ -94,7 +94,7 @@ def do_build(
 
     from bnas.profiles.schema import Device, Profile, save_profile
     from bnas.profiles.workload import FIXED
-    from bnas.runtime_bench import machine
+    from bnas.runtime_bench import machine, native_library
     from bnas.runtime_bench.engines import onnx_engine
     from bnas.runtime_bench.table_builder import build_rows
     from bnas.search.spaces import make_space
@@ -121,7 +121,12 @@ def do_build(
         source="measured",
         description=f"{here['processor']}, units of {the_space.id} one by one",
         created=datetime.date.today(),
-        device=Device(name="local", fingerprint=machine.fingerprint(), **_fields(here, Device.model_fields)),
+        device=Device(
+            name="local",
+            fingerprint=machine.fingerprint(),
+            binary_gmac_s=native_library.bound_gmacs(),
+            **_fields(here, Device.model_fields),
+        ),
         engine=onnx_engine(),
         threads=threads,
         precision="1-bit units, float32 elsewhere",

@@ -185,6 +185,17 @@ def test_nothing_leaks_out_of_the_files_of_one_instruction_set(
     assert {"isa_portable.cpp"} < set(checked)
 
 
+def test_the_bound_is_that_of_the_chosen_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    if native_library.operator_library() is None:
+        assert native_library.bound_gmacs() is None
+        return
+    monkeypatch.setenv("BNAS_ISA", "portable")
+    plain = native_library.bound_gmacs(0.01)
+    assert plain is not None and plain > 0
+    monkeypatch.setenv("BNAS_ISA", "reference")
+    assert native_library.bound_gmacs(0.01) is None
+
+
 def table(file: str) -> str:
     return "k" + file.removeprefix("isa_").removesuffix(".cpp").capitalize()
 
