@@ -116,6 +116,13 @@ inline __attribute__((always_inline)) void count_tile(const Counting& job, const
       }
     }
   }
+#pragma GCC unroll 8
+  for (int o = 0; o < O; ++o) {
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      sum[o][p] = _mm512_add_epi32(_mm512_slli_epi32(twos[o][p], 1), _mm512_popcnt_epi32(ones[o][p]));
+    }
+  }
   if (job.steps & 1) {
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
@@ -123,17 +130,8 @@ inline __attribute__((always_inline)) void count_tile(const Counting& job, const
 #pragma GCC unroll 8
       for (int o = 0; o < O; ++o) {
         const __m512i differ = _mm512_xor_si512(a, _mm512_set1_epi32(static_cast<int>(weights[o])));
-        const __m512i carry = _mm512_and_si512(ones[o][p], differ);
-        ones[o][p] = _mm512_xor_si512(ones[o][p], differ);
-        twos[o][p] = _mm512_add_epi32(twos[o][p], _mm512_popcnt_epi32(carry));
+        sum[o][p] = _mm512_add_epi32(sum[o][p], _mm512_popcnt_epi32(differ));
       }
-    }
-  }
-#pragma GCC unroll 8
-  for (int o = 0; o < O; ++o) {
-#pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) {
-      sum[o][p] = _mm512_add_epi32(_mm512_slli_epi32(twos[o][p], 1), _mm512_popcnt_epi32(ones[o][p]));
     }
   }
 }
@@ -147,7 +145,7 @@ inline __attribute__((always_inline)) void for_tiles(int64_t registers, const Ti
   if (registers - i == 1) tile(Constant<1>{}, i);
 }
 
-// The same for few positions: lane 2 o + k has output o of kBlock at position k of a pair, for T pairs.
+// `count_tile` for few positions: lane 2 o + k has output o of kBlock at position k of a pair, for T pairs.
 // counts: [kBlock, 2 T].
 template <int T>
 void count_pairs(const Counting& job, int64_t position, int32_t* counts) {
