@@ -113,9 +113,10 @@ struct Work {
           }
           if (rows > 0) fill(channel, plan.sources[first].bits, row * shape.width, rows * shape.width, words);
           for (int64_t r = 0; r < rows; ++r) {
+            const int64_t cell = row_cell(row + r - base);
             for (size_t i = first; i < last; ++i) {
               place_row(plan.sources[i], words + r * shape.width, words + run_pixels(),
-                        cells + (plan.source_cells[i] + row_cell(row + r - base)) * isa.cell_bytes);
+                        cells + (plan.source_cells[i] + cell) * isa.cell_bytes);
             }
           }
           row += std::max<int64_t>(rows, 1);
@@ -140,14 +141,20 @@ struct Work {
   void place_row(const Source& source, const uint32_t* words, uint32_t* row, uint8_t* cells) const {
     if (source.taps > 1) std::memset(row, 0, static_cast<size_t>(plan.out_width) * sizeof(uint32_t));
     for (int64_t j = 0; j < source.taps; ++j) {
-      // output column i reads pixel i * stride + at
-      const int64_t at = (source.tap + j) * shape.dilation_w - shape.pad_left, stride = shape.stride_w;
-      const int64_t begin = at < 0 ? ceil_div(-at, stride) : 0;
-      const int64_t end = shape.width <= at ? 0 : std::min((shape.width - 1 - at) / stride + 1, plan.out_width);
-      if (begin >= end) continue;
-      const uint32_t* pixels = words + begin * stride + at;
-      if (source.taps == 1) return isa.place(pixels, stride, end - begin, cells + begin * isa.cell_bytes, plan.cell_plane);
-      for (int64_t i = begin; i < end; ++i) row[i] |= pixels[(i - begin) * stride] << j * source.bits;
+      const Plan::Column& column = plan.columns[source.tap + j];
+      const int64_t n = column.end - column.begin, stride = shape.stride_w;
+      if (n <= 0) continue;
+      const uint32_t* pixels = words + column.begin * stride + column.at;
+      if (source.taps == 1) {
+        return isa.place(pixels, stride, n, cells + column.begin * isa.cell_bytes, plan.cell_plane);
+      }
+      uint32_t* target = row + column.begin;
+      const int shift = static_cast<int>(j * source.bits);
+      if (stride == 1) {  // a loop of its own, which compilers turn into vectors
+        for (int64_t i = 0; i < n; ++i) target[i] |= pixels[i] << shift;
+      } else {
+        for (int64_t i = 0; i < n; ++i) target[i] |= pixels[i * stride] << shift;
+      }
     }
     if (source.taps > 1) isa.place(row, 1, plan.out_width, cells, plan.cell_plane);
   }

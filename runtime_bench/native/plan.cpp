@@ -51,6 +51,12 @@ Plan make_plan(const ConvShape& s, const Isa& isa) {
     found->needed = std::max(found->needed, ky * s.dilation_h / s.stride_h + plan.slab_rows);
     rows = std::max(rows, found->needed);
   }
+  for (int64_t kx = 0; kx < s.kernel_w; ++kx) {
+    const int64_t at = kx * s.dilation_w - s.pad_left;
+    const int64_t begin = at < 0 ? ceil_div(-at, s.stride_w) : 0;
+    const int64_t end = s.width <= at ? 0 : std::min((s.width - 1 - at) / s.stride_w + 1, plan.out_width);
+    plan.columns.push_back({at, begin, std::max(begin, end)});
+  }
   plan.row_span = 0;
   for (const Plan::Rows& r : plan.residues) {
     plan.row_span = std::max(plan.row_span, (r.needed - 1) * s.stride_h + r.residue + 1);

@@ -35,6 +35,10 @@ struct Plan {
     int64_t needed;  // how many some kernel row reads
   };
 
+  struct Column {  // of the kernel: output column i reads pixel i * stride + at, which is inside for i in [begin, end)
+    int64_t at, begin, end;
+  };
+
   int64_t height, width;  // of the image it was made for
   int64_t out_width;
   int64_t slab_rows, slabs;  // output rows of a slab; the last slab may have fewer
@@ -42,6 +46,7 @@ struct Plan {
 
   std::vector<Source> sources;
   std::vector<int64_t> source_cells;  // where each one's planes begin within a group; one more, the end
+  std::vector<Column> columns;  // one for each kernel column
   std::vector<Rows> residues;
   int64_t row_span;     // input rows of a slab, counted from the first one that it reads
   int64_t plane_cells;  // of one residue, one cell
