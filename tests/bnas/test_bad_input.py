@@ -174,7 +174,7 @@ SPOILT: dict[str, tuple[Spoil, str, tuple[str, ...]]] = {
     "onnx": (cut("model.onnx"), "bench", ("model.onnx", "export it again")),
     "onnx twin": (cut("model.int8.onnx"), "bench", ("model.int8.onnx", "export it again")),
     "nothing exported": (lambda run: unfinished(run, "model.onnx"), "bench", ("nothing is exported", "bnas export")),
-    "profile": (cut("profile.yaml"), "bench", ("profile.yaml", "missing")),
+    "profile": (cut("profile.yaml"), "bench", ("profile.yaml", "build it again")),
     "search result": (cut("search.json"), "report", ("search.json", "delete it")),
     "training result": (put("train.json", b"[1]"), "report", ("train.json", "delete it")),
     "configuration": (cut("run.yaml"), "report", ("run.yaml", "--restart")),
