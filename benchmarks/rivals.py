@@ -92,8 +92,8 @@ def contenders(
 def native_paths() -> tuple[str, ...]:
     """Our paths on this processor that use its vectors, the fastest first; the portable one if there is no other.
 
-    None where nothing is compiled. The portable path takes a hundred times as long as the others, minutes per layer;
-    it is timed when it is asked for.
+    None where nothing is compiled. The portable path takes some twenty times as long as AVX-512; it is timed when it
+    is asked for.
     """
     native = native_module()
     paths = () if native is None else tuple(name for name in reversed(native.paths()) if name != "reference")

@@ -84,11 +84,12 @@ def speedups(times: Mapping[str, Measurement]) -> list[dict[str, Any]]:
 
 
 def _reason(engines: Sequence[str]) -> str:
-    if len(engines) == 1 or all(map(may_claim_speedup, engines)):
+    not_built = FUNCTION_FLOAT in engines and native_library.operator_library() is None
+    if all(map(may_claim_speedup, engines)) or (len(engines) == 1 and not not_built):
         return "nothing to compare with"
     names = ", ".join(sorted(set(engines)))
     reason = f"a speed-up needs native kernels or Larq Compute Engine on 64-bit ARM; here ran: {names}"
-    if FUNCTION_FLOAT in engines and native_library.operator_library() is None:
+    if not_built:
         reason += f", because {native_library.NOT_BUILT}"
     return reason
 

@@ -14,7 +14,7 @@ PREFIX = "native-"  # of the engine's name; the path follows: native-avx512
 REFERENCE = PREFIX + "reference"  # the naive loops that are the specification: no speed is claimed for them
 NOT_BUILT = (
     "the native kernels of bnas were not built when it was installed; install a C++17 compiler (Debian: apt install "
-    "g++), then bnas again: pip install --force-reinstall --no-deps --no-cache-dir bnas"
+    "g++), then bnas again, where its pyproject.toml lies: pip install --force-reinstall --no-deps --no-cache-dir ."
 )
 
 

@@ -1,7 +1,7 @@
 """ONNX Runtime as an engine for .onnx files."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ _DTYPES = {
     "tensor(uint8)": np.uint8,
     "tensor(int8)": np.int8,
     "tensor(int32)": np.int32,
+    "tensor(uint32)": np.uint32,
     "tensor(int64)": np.int64,
 }
 
@@ -41,7 +42,7 @@ class OrtEngine:
         import onnxruntime
 
         model = _parse_onnx(data, where)
-        ours = {node.op_type for node in model.graph.node if node.domain == OPERATOR_DOMAIN}
+        ours = {node.op_type for node in _nodes(model) if node.domain == OPERATOR_DOMAIN}
         library = native_library.library_for(ours) if kernels else None
         self.name = native_library.engine_name() if library else FUNCTION_FLOAT if ours else "onnxruntime"
         self.version: str = onnxruntime.__version__
@@ -106,6 +107,17 @@ class OrtEngine:
                 raise InputError(f"{self._where}: input {node.name!r} is {node.type}, expected float or integers")
             feeds[node.name] = network_file.random_tensor(shape, np.dtype(_DTYPES[node.type]), rng)
         return feeds
+
+
+def _nodes(model: Any) -> Iterator[Any]:
+    """Every node that may run: of the graph, of graphs within it, and of functions that are not our operators' bodies."""
+    pending = [list(model.graph.node)]
+    pending += [list(function.node) for function in model.functions if function.domain != OPERATOR_DOMAIN]
+    while pending:
+        for node in pending.pop():
+            yield node
+            for attribute in node.attribute:
+                pending += [list(graph.node) for graph in (attribute.g, *attribute.graphs)]
 
 
 def _parse_onnx(data: bytes, where: str) -> Any:

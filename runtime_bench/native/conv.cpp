@@ -100,7 +100,7 @@ struct Work {
   void pack(int64_t slab, uint8_t* cells, uint32_t* words, const Fill& fill) const {
     std::memset(cells, 0, static_cast<size_t>(plan.slab_cells * isa.cell_bytes));
     const int64_t base = slab * plan.slab_rows * shape.stride_h - shape.pad_top;
-    const int64_t begin = std::max<int64_t>(base, 0), end = std::min(base + plan.row_span, shape.height);
+    const int64_t begin = std::max<int64_t>(base, 0), end = std::min(base + static_cast<int64_t>(plan.row_cells.size()), shape.height);
     for (int64_t group = 0; group < shape.groups; ++group) {
       for (size_t first = 0; first < plan.sources.size();) {  // sources of one word follow each other
         size_t last = first + 1;
@@ -127,15 +127,7 @@ struct Work {
     }
   }
 
-  // Where a row, counted from the slab's first input row, begins in the planes of a cell; -1 if nothing reads it.
-  int64_t row_cell(int64_t row) const {
-    for (size_t i = 0; i < plan.residues.size(); ++i) {
-      if (row % shape.stride_h != plan.residues[i].residue) continue;
-      const int64_t index = row / shape.stride_h;
-      return index < plan.residues[i].needed ? static_cast<int64_t>(i) * plan.plane_cells + index * plan.out_width : -1;
-    }
-    return -1;
-  }
+  int64_t row_cell(int64_t row) const { return plan.row_cells[static_cast<size_t>(row)]; }
 
   // words: of the pixels of one image row. row: room for one word per output column.
   void place_row(const Source& source, const uint32_t* words, uint32_t* row, uint8_t* cells) const {
@@ -187,16 +179,16 @@ struct Work {
     }
   }
 
-  // Runs body(image, slab, range, cells) once for each task, with that slab packed in cells.
+  // Runs body(image, slab, range, cells) for each image, slab and range < ranges, with that slab packed in cells.
   template <typename Fill, typename Body>
-  void run(const Host& host, const Fill& fill, const Body& body) const {
+  void run(const Host& host, int64_t ranges, const Fill& fill, const Body& body) const {
     const size_t bytes = static_cast<size_t>((plan.slab_cells + kOverread) * isa.cell_bytes);
     const size_t run = static_cast<size_t>(run_pixels() + plan.out_width);
     planes.reserve(bytes, run);  // here, where throwing is allowed
     const uint64_t call = ++calls;
     std::atomic<bool> no_room{false};
-    run_tasks(host, shape.batch * plan.slabs * plan.ranges, [&](int64_t task) {
-      const int64_t range = task % plan.ranges, image_slab = task / plan.ranges;
+    run_tasks(host, shape.batch * plan.slabs * ranges, [&](int64_t task) {
+      const int64_t range = task % ranges, image_slab = task / ranges;
       const int64_t image = image_slab / plan.slabs, slab = image_slab % plan.slabs;
       try {
         planes.reserve(bytes, run);
@@ -276,7 +268,7 @@ void BinaryConv::run_to_float(const ConvShape& shape, const Fill& fill, const Af
   const auto shift_in = each(affine.shift_in), shift_out = each(affine.shift_out);
   const float fan_in = static_cast<float>(shape.fan_in()), added = affine.residual ? 0.0f : affine.residual_value;
 
-  work.run(host, fill, [&](int64_t image, int64_t slab, int64_t range, const uint8_t* cells) {
+  work.run(host, plan->ranges, fill, [&](int64_t image, int64_t slab, int64_t range, const uint8_t* cells) {
     const int64_t first = range * plan->range_blocks, last = std::min(first + plan->range_blocks, blocks);
     const int64_t origin = image * shape.out_channels * out_pixels + slab * plan->slab_rows * plan->out_width;
     work.for_blocks(slab, first, last, cells, [&](const Counting& job, int64_t c, int channels, int64_t positions) {
@@ -323,16 +315,21 @@ void BinaryConv::run_bits(const ConvShape& shape, const uint32_t* x, const int32
   const Work work{isa, shape, *plan, weights_.data()};
   const int64_t out_pixels = shape.out_height() * shape.out_width(), out_words = words_of(shape.out_channels);
 
-  work.run(host, fill_from_bits(shape, x), [&](int64_t image, int64_t slab, int64_t range, const uint8_t* cells) {
-    if (range > 0) return;  // channels of several blocks share a word, so one task makes all of them
+  const int64_t blocks = shape.groups * work.group_blocks(), k = shape.fan_in();
+  // Where channels of two groups share a word, one task makes all of them.
+  const bool apart = shape.groups == 1 || shape.group_outputs() % kWordBits == 0;
+  const int64_t ranges = apart ? plan->ranges : 1, range_blocks = apart ? plan->range_blocks : blocks;
+
+  const auto make = [&](int64_t image, int64_t slab, int64_t range, const uint8_t* cells) {
     uint32_t* out = y + image * out_words * out_pixels;
     const int64_t begin = slab * plan->slab_rows * plan->out_width;
     const int64_t end = std::min(begin + plan->slab_rows * plan->out_width, out_pixels);
-    for (int64_t word = 0; word < out_words; ++word) {
+    const int64_t first_block = range * range_blocks, last_block = std::min(first_block + range_blocks, blocks);
+    const int64_t last_word = last_block == blocks ? out_words : last_block * isa.block / kWordBits;
+    for (int64_t word = first_block * isa.block / kWordBits; word < last_word; ++word) {
       std::memset(out + word * out_pixels + begin, 0, static_cast<size_t>(end - begin) * 4);
     }
-    const int64_t blocks = shape.groups * work.group_blocks(), k = shape.fan_in();
-    work.for_blocks(slab, 0, blocks, cells, [&](const Counting& job, int64_t first, int channels, int64_t positions) {
+    const auto finish = [&](const Counting& job, int64_t first, int channels, int64_t positions) {
       work.count(job, positions, channels, [&](int64_t start, int64_t n, const int32_t* counts, int64_t stride) {
         for (int o = 0; o < channels; ++o) {
           const int64_t c = first + o;
@@ -344,8 +341,10 @@ void BinaryConv::run_bits(const ConvShape& shape, const uint32_t* x, const int32
                         out + c / kWordBits * out_pixels + begin + start, n);
         }
       });
-    });
-  });
+    };
+    work.for_blocks(slab, first_block, last_block, cells, finish);
+  };
+  work.run(host, ranges, fill_from_bits(shape, x), make);
 }
 
 void pack_signs(const Path& path, int64_t batch, int64_t channels, int64_t pixels, const float* x, PerChannel shift,

@@ -43,7 +43,7 @@ class BinaryConv {
   BinaryConv(const ConvShape& shape, const uint8_t* w_packed, const Path& path);
   ~BinaryConv();
 
-  // shape.check(...) must be empty, and all but batch, height and width as in the constructor.
+  // check(shape) must be empty, and all but batch, height and width as in the constructor.
   // Throws std::bad_alloc or std::length_error if there is no room for the packed image.
 
   // float -> float. x: [batch, channels, height, width], bit = (x < shift); y: [batch, out_channels, oh, ow].

@@ -251,7 +251,7 @@ struct Affines {  // the same in every lane
   }
 };
 
-// As the definition says it, for a scale whose double is no number.
+// As the definition says it, where twice the scale or its sum with the bias is no number.
 void finish_plainly(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     float v = (f.fan_in - 2.0f * static_cast<float>(counts[i] - kBase)) * f.scale + f.bias;
@@ -264,13 +264,13 @@ void finish_plainly(const Finish& f, const int32_t* counts, const float* residua
   }
 }
 
-bool doubles(const Finish& f) {
-  const float twice = 2.0f * f.scale;
-  return twice - twice == 0;
+bool finite(const Finish& f) {
+  const float twice = 2.0f * f.scale, sum = f.bias + f.scale;
+  return twice - twice == 0 && sum - sum == 0;
 }
 
 void finish(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
-  if (!doubles(f)) return finish_plainly(f, counts, residual, y, n);
+  if (!finite(f)) return finish_plainly(f, counts, residual, y, n);
   const Affines<true> affine{Affine(f)};
   for (int64_t i = 0; i < n; i += kLanes) {
     const __mmask16 rest = n - i >= kLanes ? 0xffff : static_cast<__mmask16>((1u << (n - i)) - 1);
@@ -353,13 +353,13 @@ void unit_plainly(const Counting& job, const Finish* channels, int n, int64_t po
 void unit(const Counting& job, const Finish* channels, int n, int64_t positions, const float* residual, float* y,
           int64_t plane) {
   Affine affine[kBlock];
-  bool doubled = true, shift = false;
+  bool plain = false, shift = false;
   for (int o = 0; o < n; ++o) {
     affine[o] = Affine(channels[o]);
-    doubled = doubled && doubles(channels[o]);
+    plain = plain || !finite(channels[o]);
     shift = shift || affine[o].shifts();
   }
-  if (!doubled) return unit_plainly(job, channels, n, positions, residual, y, plane);
+  if (plain) return unit_plainly(job, channels, n, positions, residual, y, plane);
   return shift ? unit_tiles<true>(job, affine, n, positions, residual, y, plane)
                : unit_tiles<false>(job, affine, n, positions, residual, y, plane);
 }

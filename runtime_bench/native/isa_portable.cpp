@@ -13,7 +13,9 @@ void pack(const float* x, int64_t plane, const float* shift, int64_t shift_step,
   for (int64_t p = 0; p < pixels; ++p) words[p] = 0;
   for (int64_t c = 0; c < channels; ++c) {
     const float threshold = shift[c * shift_step];
-    for (int64_t p = 0; p < pixels; ++p) words[p] |= static_cast<uint32_t>(x[c * plane + p] < threshold) << c;
+    const float* source = x + c * plane;
+    const uint32_t bit = 1u << c;
+    for (int64_t p = 0; p < pixels; ++p) words[p] |= source[p] < threshold ? bit : 0u;
   }
 }
 
@@ -71,14 +73,14 @@ void threshold(const int32_t* counts, int32_t limit, int bit, uint32_t* words, i
 }
 
 int64_t bound(int64_t rounds, uint32_t* sink) {
-  uint32_t words[8] = {1, 2, 3, 4, 5, 6, 7, 8}, sums[8] = {};
-  uint32_t weight = *sink;
+  uint32_t words[kLanes], bytes[kLanes] = {};
+  for (int p = 0; p < kLanes; ++p) words[p] = *sink + static_cast<uint32_t>(p);
   for (int64_t r = 0; r < rounds; ++r) {
-    for (int i = 0; i < 8; ++i) sums[i] += static_cast<uint32_t>(__builtin_popcount(words[i] ^ weight));
-    weight += sums[0];
+    const uint32_t weight = static_cast<uint32_t>(r) ^ bytes[0];
+    for (int p = 0; p < kLanes; ++p) bytes[p] += byte_counts(words[p] ^ weight);
   }
-  for (uint32_t sum : sums) *sink += sum;
-  return rounds * 8 * 32;
+  for (uint32_t sum : bytes) *sink += sum;
+  return rounds * kLanes * 32;
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <map>
 #include <stdexcept>
 
 namespace bnas {
@@ -30,26 +31,38 @@ Plan make_plan(const ConvShape& s, const Isa& isa) {
   plan.width = s.width;
   plan.out_width = s.out_width();
 
+  plan.sources = sources_of(s);
   const int64_t row_bytes = s.channels * s.width * 4 * s.stride_h;
-  plan.slabs = ceil_div(s.out_height(), std::max<int64_t>(1, kSlabBytes / row_bytes));
+  const int64_t plane_row_bytes = static_cast<int64_t>(plan.sources.size()) * s.groups * plan.out_width *
+                                  isa.cells_per_word * isa.cell_bytes;
+  plan.slabs = ceil_div(s.out_height(), std::max<int64_t>(1, kSlabBytes / std::max(row_bytes, plane_row_bytes)));
   plan.slab_rows = ceil_div(s.out_height(), plan.slabs);
   plan.slabs = ceil_div(s.out_height(), plan.slab_rows);
-  const int64_t blocks = s.groups * ceil_div(s.group_outputs(), isa.block);
+  const int64_t blocks = s.groups * ceil_div(s.group_outputs(), isa.block), whole = kWordBits / isa.block;
   const int64_t slab_macs = plan.slab_rows * plan.out_width * s.out_channels * s.fan_in();
   plan.range_blocks = ceil_div(blocks, std::clamp<int64_t>(ceil_div(slab_macs, kTaskMacs), 1, blocks));
+  plan.range_blocks = ceil_div(plan.range_blocks, whole) * whole;
   plan.ranges = ceil_div(blocks, plan.range_blocks);
 
-  std::vector<int64_t> row_at(s.kernel_h), residue_at(s.kernel_h);  // of each kernel row: first cell, index
+  struct Rows {
+    int64_t index, needed;  // among the residues; how many rows of it some kernel row reads
+  };
+  std::map<int64_t, Rows> residues;
   int64_t rows = 0;
   for (int64_t ky = 0; ky < s.kernel_h; ++ky) {
-    const int64_t residue = ky * s.dilation_h % s.stride_h;
-    auto found = std::find_if(plan.residues.begin(), plan.residues.end(),
-                              [&](const Plan::Rows& r) { return r.residue == residue; });
-    if (found == plan.residues.end()) found = plan.residues.insert(found, {residue, 0});
-    residue_at[ky] = found - plan.residues.begin();
-    row_at[ky] = ky * s.dilation_h / s.stride_h * plan.out_width;
-    found->needed = std::max(found->needed, ky * s.dilation_h / s.stride_h + plan.slab_rows);
-    rows = std::max(rows, found->needed);
+    const int64_t y = ky * s.dilation_h, needed = y / s.stride_h + plan.slab_rows;
+    Rows& r = residues.insert({y % s.stride_h, {static_cast<int64_t>(residues.size()), 0}}).first->second;
+    r.needed = std::max(r.needed, needed);
+    rows = std::max(rows, needed);
+  }
+  const int64_t plane_cells = rows * plan.out_width;
+  plan.cell_plane = plane_cells * static_cast<int64_t>(residues.size());
+  for (const auto& [residue, r] : residues) {
+    for (int64_t i = 0; i < r.needed; ++i) {
+      const size_t row = static_cast<size_t>(i * s.stride_h + residue);
+      if (row >= plan.row_cells.size()) plan.row_cells.resize(row + 1, -1);
+      plan.row_cells[row] = r.index * plane_cells + i * plan.out_width;
+    }
   }
   for (int64_t kx = 0; kx < s.kernel_w; ++kx) {
     const int64_t at = kx * s.dilation_w - s.pad_left;
@@ -57,13 +70,6 @@ Plan make_plan(const ConvShape& s, const Isa& isa) {
     const int64_t end = s.width <= at ? 0 : std::min((s.width - 1 - at) / s.stride_w + 1, plan.out_width);
     plan.columns.push_back({at, begin, std::max(begin, end)});
   }
-  plan.row_span = 0;
-  for (const Plan::Rows& r : plan.residues) {
-    plan.row_span = std::max(plan.row_span, (r.needed - 1) * s.stride_h + r.residue + 1);
-  }
-  plan.plane_cells = rows * plan.out_width;
-  plan.cell_plane = plan.plane_cells * static_cast<int64_t>(plan.residues.size());
-  plan.sources = sources_of(s);
   for (int64_t i = 0; i <= static_cast<int64_t>(plan.sources.size()); ++i) {
     plan.source_cells.push_back(i * plan.cell_plane * isa.cells_per_word);
   }
@@ -71,10 +77,10 @@ Plan make_plan(const ConvShape& s, const Isa& isa) {
   if (plan.slab_cells > std::numeric_limits<int32_t>::max()) throw std::length_error("the image is too large");
 
   for (int64_t ky = 0; ky < s.kernel_h; ++ky) {
+    const int64_t first = plan.row_cells[static_cast<size_t>(ky * s.dilation_h)];
     for (size_t i = 0; i < plan.sources.size(); ++i) {
       for (int64_t cell = 0; cell < plan.sources[i].cells(isa); ++cell) {
-        plan.offsets.push_back(static_cast<int32_t>(plan.source_cells[i] + cell * plan.cell_plane +
-                                                    residue_at[ky] * plan.plane_cells + row_at[ky]));
+        plan.offsets.push_back(static_cast<int32_t>(plan.source_cells[i] + cell * plan.cell_plane + first));
       }
     }
   }

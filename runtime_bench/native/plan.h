@@ -30,11 +30,6 @@ std::vector<Source> sources_of(const ConvShape& shape);
 // their own; kernel rows are offsets of whole rows. With a vertical stride s, the rows that one kernel row reads are s
 // apart, so the rows of each residue modulo s are kept together.
 struct Plan {
-  struct Rows {  // of one residue
-    int64_t residue;
-    int64_t needed;  // how many some kernel row reads
-  };
-
   struct Column {  // of the kernel: output column i reads pixel i * stride + at, which is inside for i in [begin, end)
     int64_t at, begin, end;
   };
@@ -42,16 +37,15 @@ struct Plan {
   int64_t height, width;  // of the image it was made for
   int64_t out_width;
   int64_t slab_rows, slabs;  // output rows of a slab; the last slab may have fewer
-  int64_t ranges, range_blocks;
+  int64_t ranges, range_blocks;  // a range's channels fill whole words of a bits tensor
 
   std::vector<Source> sources;
   std::vector<int64_t> source_cells;  // where each one's planes begin within a group; one more, the end
-  std::vector<Column> columns;  // one for each kernel column
-  std::vector<Rows> residues;
-  int64_t row_span;     // input rows of a slab, counted from the first one that it reads
-  int64_t plane_cells;  // of one residue, one cell
-  int64_t cell_plane;   // of all residues: from one cell of a word to the next
-  int64_t slab_cells;   // of all groups
+  std::vector<Column> columns;     // one for each kernel column
+  std::vector<int64_t> row_cells;  // where each row of a slab, from the first one that it reads, begins in the planes of
+                                   // a cell; -1 if no kernel row reads it
+  int64_t cell_plane;              // from one cell of a word to the next: a plane for each residue
+  int64_t slab_cells;              // of all groups
 
   std::vector<int32_t> offsets;  // [steps]
 };

@@ -111,7 +111,7 @@ Options parse(int argc, char** argv) {
       return std::string(argv[++i]);
     };
     if (name == "--threads") {
-      options.threads = static_cast<int>(whole_number(name, value(), 1, 1024));
+      options.threads = static_cast<int>(whole_number(name, value(), 1, 256));
     } else if (name == "--runs") {
       options.runs = whole_number(name, value(), 1, kMany);
     } else if (name == "--warmup") {
