@@ -110,7 +110,7 @@ class OrtEngine:
 
 
 def _nodes(model: Any) -> Iterator[Any]:
-    """Every node that may run: of the graph, of graphs within it, and of functions that are not our operators' bodies."""
+    """Every node that may run: of the graph, of graphs in it, of functions that are not the bodies of our operators."""
     pending = [list(model.graph.node)]
     pending += [list(function.node) for function in model.functions if function.domain != OPERATOR_DOMAIN]
     while pending:
