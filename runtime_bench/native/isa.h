@@ -1,4 +1,4 @@
-// What one instruction set provides: the five loops in which all the time goes. Everything around them (padding,
+// What one instruction set provides: the few loops in which all the time goes. Everything around them (padding,
 // stride, groups, threads) is written once, in conv.cpp, over this table.
 //
 // Pixels lie in the vector lanes. The signs of a part of the image are kept as planes of cells (see plan.h): lane i of a
