@@ -3,9 +3,10 @@
     PYTHON run_models.py LIBRARY FOLDER
 
 For every NAME.onnx in FOLDER, the inputs in NAME.npz are fed, and the outputs written to NAME.out.npz, or the error to
-NAME.error. Prints the runtime's version.
+NAME.error. FOLDER/peak_kb gets the most memory that this process ever had. Prints the runtime's version.
 """
 
+import resource
 import sys
 from pathlib import Path
 
@@ -25,4 +26,5 @@ for model in sorted(folder.glob("*.onnx")):
         model.with_suffix(".error").write_text(f"{type(error).__name__}: {error}")
         continue
     np.savez(model.with_suffix(".out.npz"), *values)
+(folder / "peak_kb").write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 print(onnxruntime.__version__)
