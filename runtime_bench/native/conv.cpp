@@ -13,7 +13,7 @@ namespace bnas {
 namespace {
 
 constexpr int64_t kRunPixels = 1024;  // pixels packed at once, before they are placed into planes, or one row
-constexpr int64_t kCountsSlack = 64;    // `count` may write that far past a strip
+constexpr int64_t kCountsSlack = 64;  // `count` may write that far past a strip
 constexpr int64_t kMaxStrip = 512;
 
 template <typename Task>
@@ -100,7 +100,8 @@ struct Work {
   void pack(int64_t slab, uint8_t* cells, uint32_t* words, const Fill& fill) const {
     std::memset(cells, 0, static_cast<size_t>(plan.slab_cells * isa.cell_bytes));
     const int64_t base = slab * plan.slab_rows * shape.stride_h - shape.pad_top;
-    const int64_t begin = std::max<int64_t>(base, 0), end = std::min(base + static_cast<int64_t>(plan.row_cells.size()), shape.height);
+    const int64_t begin = std::max<int64_t>(base, 0),
+                  end = std::min(base + static_cast<int64_t>(plan.row_cells.size()), shape.height);
     for (int64_t group = 0; group < shape.groups; ++group) {
       for (size_t first = 0; first < plan.sources.size();) {  // sources of one word follow each other
         size_t last = first + 1;

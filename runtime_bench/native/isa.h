@@ -1,15 +1,15 @@
 // What one instruction set provides: the few loops in which all the time goes. Everything around them (padding,
 // stride, groups, threads) is written once, in conv.cpp, over this table.
 //
-// Pixels lie in the vector lanes. The signs of a part of the image are kept as planes of cells (see plan.h): lane i of a
-// load at `offset` shows what output pixel i reads there, so nothing is ever gathered, shifted or transposed.
+// Pixels lie in the vector lanes. The signs of a part of the image are kept as planes of cells (see plan.h): lane i of
+// a load at `offset` shows what output pixel i reads there, so nothing is ever gathered, shifted or transposed.
 #pragma once
 
 #include <cstdint>
 
 namespace bnas {
 
-inline constexpr int kMaxBlock = 16;    // output channels that `count` may be asked for at once
+inline constexpr int kMaxBlock = 16;       // output channels that `count` may be asked for at once
 inline constexpr int64_t kOverread = 256;  // cells that may be read past the last position of a plane
 
 // One block of output channels over one image.
@@ -47,13 +47,14 @@ struct Isa {
   // The weight cell that `count` wants for cell `cell` of a weight word.
   uint32_t (*weight_cell)(uint32_t word, int cell);
 
-  // counts[o * stride + i] = count_base + sum over steps s of popcount(cell at offsets[s] + first + i  xor  weight[s][o]),
+  // counts[o * stride + i] = count_base + sum over steps s of
+  //     popcount(cell at offsets[s] + first + i  xor  weight[s][o]),
   // for o < channels <= block and i < positions <= strip; `first` is a multiple of strip. Up to kOverread cells past
   // the last position are read, and up to 64 counts past the last one overwritten.
   void (*count)(const Counting& job, int64_t first, int64_t positions, int channels, int32_t* counts, int64_t stride);
 
-  // With count_base subtracted from the counts: y[i] = act((fan_in - 2 counts[i]) * scale + bias + residual[i]), residual may be null;
-  // act(v) = prelu(v - shift_in; slope) + shift_out, where prelu multiplies values < 0 by the slope. y may be residual.
+  // With count_base subtracted from the counts: y[i] = act((fan_in - 2 counts[i]) * scale + bias + residual[i]);
+  // residual may be null, or y. act(v) = prelu(v - shift_in; slope) + shift_out, where prelu multiplies values < 0.
   void (*finish)(const Finish& channel, const int32_t* counts, const float* residual, float* y, int64_t n);
 
   // Null, or `count` and `finish` in one for a block: channel o, whose output plane starts at y + o * plane, ends as

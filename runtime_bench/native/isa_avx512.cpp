@@ -16,34 +16,40 @@ struct Constant {
   static constexpr int value = N;
 };
 
+// Words of R registers of pixels; `rest` masks the last one.
+template <int R>
+inline __attribute__((always_inline)) void pack_pixels(const float* x, int64_t plane, const float* shift,
+                                                       int64_t shift_step, int64_t channels, __mmask16 rest,
+                                                       uint32_t* words) {
+  __m512i word[R];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) word[r] = _mm512_setzero_si512();
+  __m512i bit = _mm512_set1_epi32(1);
+  for (int64_t c = 0; c < channels; ++c, x += plane, shift += shift_step) {
+    const __m512 threshold = _mm512_set1_ps(*shift);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const __m512 value = _mm512_maskz_loadu_ps(r < R - 1 ? __mmask16{0xffff} : rest, x + r * kLanes);
+      word[r] = _mm512_mask_or_epi32(word[r], _mm512_cmp_ps_mask(value, threshold, _CMP_LT_OQ), word[r], bit);
+    }
+    bit = _mm512_slli_epi32(bit, 1);
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    _mm512_mask_storeu_epi32(words + r * kLanes, r < R - 1 ? __mmask16{0xffff} : rest, word[r]);
+  }
+}
+
 void pack(const float* x, int64_t plane, const float* shift, int64_t shift_step, int64_t channels, int64_t pixels,
           uint32_t* words) {
+  constexpr int kRun = 4;
   int64_t p = 0;
-  for (; p + 4 * kLanes <= pixels; p += 4 * kLanes) {
-    __m512i word[4] = {};
-    __m512i bit = _mm512_set1_epi32(1);
-    for (int64_t c = 0; c < channels; ++c) {
-      const __m512 threshold = _mm512_set1_ps(shift[c * shift_step]);
-      const float* source = x + c * plane + p;
-      for (int i = 0; i < 4; ++i) {
-        const __mmask16 negative = _mm512_cmp_ps_mask(_mm512_loadu_ps(source + i * kLanes), threshold, _CMP_LT_OQ);
-        word[i] = _mm512_mask_or_epi32(word[i], negative, word[i], bit);
-      }
-      bit = _mm512_slli_epi32(bit, 1);
-    }
-    for (int i = 0; i < 4; ++i) _mm512_storeu_si512(words + p + i * kLanes, word[i]);
+  for (; p + kRun * kLanes <= pixels; p += kRun * kLanes) {
+    pack_pixels<kRun>(x + p, plane, shift, shift_step, channels, 0xffff, words + p);
   }
   for (; p < pixels; p += kLanes) {
     const __mmask16 rest = pixels - p >= kLanes ? 0xffff : static_cast<__mmask16>((1u << (pixels - p)) - 1);
-    __m512i word = _mm512_setzero_si512();
-    __m512i bit = _mm512_set1_epi32(1);
-    for (int64_t c = 0; c < channels; ++c) {
-      const __m512 value = _mm512_maskz_loadu_ps(rest, x + c * plane + p);
-      const __mmask16 negative = _mm512_cmp_ps_mask(value, _mm512_set1_ps(shift[c * shift_step]), _CMP_LT_OQ);
-      word = _mm512_mask_or_epi32(word, negative, word, bit);
-      bit = _mm512_slli_epi32(bit, 1);
-    }
-    _mm512_mask_storeu_epi32(words + p, rest, word);
+    pack_pixels<1>(x + p, plane, shift, shift_step, channels, rest, words + p);
   }
 }
 
@@ -175,8 +181,7 @@ void count_pairs(const Counting& job, int64_t position, int32_t* counts) {
       const __m512i b = both ? pair(cells + job.offsets[s + 1] + 2 * t) : _mm512_setzero_si512();
       const __m512i half = _mm512_ternarylogic_epi32(u, ones[t], pair(cells + job.offsets[s] + 2 * t), kXor3);
       const __m512i next = _mm512_ternarylogic_epi32(v, half, b, kXor3);
-      twos[t] = _mm512_add_epi32(twos[t],
-                                 _mm512_popcnt_epi32(_mm512_ternarylogic_epi32(half, ones[t], next, kCarry)));
+      twos[t] = _mm512_add_epi32(twos[t], _mm512_popcnt_epi32(_mm512_ternarylogic_epi32(half, ones[t], next, kCarry)));
       ones[t] = next;
     }
   }
@@ -210,9 +215,9 @@ void count(const Counting& job, int64_t first, int64_t positions, int channels, 
 }
 
 // act((K - 2 count) * scale + bias + residual) from f = 2^23 + count: (f - (2^23 + K / 2)) * (-2 scale) + bias, where
-// the difference is exact; the half of an odd K goes into the bias. The shift in front of the activation must not: beside
-// a residual the sum of bias and shift may be larger than all that the definition computes, and rounds accordingly.
-// No activation is one with slope 1.
+// the difference is exact; the half of an odd K goes into the bias. The shift in front of the activation must not:
+// beside a residual the sum of bias and shift may be larger than all that the definition computes, and rounds
+// accordingly. No activation is one with slope 1.
 struct Affine {
   float middle, scale, bias, shift_in, slope, shift_out;
 
@@ -280,9 +285,8 @@ void finish(const Finish& f, const int32_t* counts, const float* residual, float
 }
 
 template <int P, int O, bool kShift>
-inline __attribute__((always_inline)) void unit_tile(const Counting& job, const Affine* affine, int o,
-                                                     int64_t position, __mmask16 last, const float* residual, float* y,
-                                                     int64_t plane) {
+inline __attribute__((always_inline)) void unit_tile(const Counting& job, const Affine* affine, int o, int64_t position,
+                                                     __mmask16 last, const float* residual, float* y, int64_t plane) {
   __m512i sum[O][P];
   count_tile<P, O>(job, job.weights + o, position, sum);
 #pragma GCC unroll 8
@@ -302,8 +306,8 @@ inline __attribute__((always_inline)) void unit_tile(const Counting& job, const 
 
 // The `left` <= 2 T positions from `position` on.
 template <int T, bool kShift>
-void unit_pairs(const Counting& job, const Affine* affine, int n, int64_t position, int64_t left,
-                const float* residual, float* y, int64_t plane) {
+void unit_pairs(const Counting& job, const Affine* affine, int n, int64_t position, int64_t left, const float* residual,
+                float* y, int64_t plane) {
   int32_t counts[kBlock * 2 * T];
   count_pairs<T>(job, position, counts);
   const __mmask16 kept = static_cast<__mmask16>((1u << left) - 1);
@@ -394,7 +398,7 @@ int64_t bound(int64_t rounds, uint32_t* sink) {
 }  // namespace
 
 extern const Isa kAvx512;
-const Isa kAvx512 = {"avx512", 4,     1,     kBlock, kStrip, kBase, pack,
-                     place, weight_cell, count, finish, unit, threshold, bound};
+const Isa kAvx512 = {"avx512", 4,           1,     kBlock, kStrip, kBase,     pack,
+                     place,    weight_cell, count, finish, unit,   threshold, bound};
 
 }  // namespace bnas

@@ -5,7 +5,7 @@ namespace bnas {
 namespace {
 
 constexpr int kBlock = 4;
-constexpr int kLanes = 16;        // positions counted side by side
+constexpr int kLanes = 16;          // positions counted side by side
 constexpr int64_t kByteSteps = 31;  // of at most 8 each that a byte can hold
 
 void pack(const float* x, int64_t plane, const float* shift, int64_t shift_step, int64_t channels, int64_t pixels,
@@ -86,7 +86,7 @@ int64_t bound(int64_t rounds, uint32_t* sink) {
 }  // namespace
 
 extern const Isa kPortable;
-const Isa kPortable = {"portable", 4,    1,     kBlock, 256, 0, pack,
+const Isa kPortable = {"portable", 4,           1,     kBlock, 256,     0,         pack,
                        place,      weight_cell, count, finish, nullptr, threshold, bound};
 
 }  // namespace bnas

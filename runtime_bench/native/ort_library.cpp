@@ -403,13 +403,7 @@ void write_dims(const Api& api, ShapeContext* context, ElementType type, const D
     names[i] = dims.sizes[i] < 0 ? dims.names[i].c_str() : "";
     if (dims.sizes[i] < 0 && dims.names[i].empty()) return;  // neither size nor name: it cannot be said
   }
-  struct Owner {
-    const Api& api;
-    TensorInfo* info = nullptr;
-    ~Owner() {
-      if (info) ReleaseTensorInfo(api, info);
-    }
-  } owner{api};
+  OwnedInfo owner{api};
   ok(CreateTensorTypeAndShapeInfo(api, &owner.info));
   ok(SetTensorElementType(api, owner.info, type));
   ok(SetDimensions(api, owner.info, dims.sizes, 4));

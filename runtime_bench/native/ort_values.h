@@ -141,15 +141,18 @@ struct Tensor {
   std::string text() const { return text_of(dims, rank); }
 };
 
+// A type and shape that onnxruntime made for us.
+struct OwnedInfo {
+  const Api& api;
+  TensorInfo* info = nullptr;
+  ~OwnedInfo() {
+    if (info) ReleaseTensorInfo(api, info);
+  }
+};
+
 inline Tensor tensor_of(const Api& api, const Value* value, const char* name, ElementType type) {
   if (!value) refuse(std::string(name) + " is missing");
-  struct Owner {
-    const Api& api;
-    TensorInfo* info = nullptr;
-    ~Owner() {
-      if (info) ReleaseTensorInfo(api, info);
-    }
-  } owner{api};
+  OwnedInfo owner{api};
   Tensor tensor;
   int found = 0;
   ok(GetTensorTypeAndShape(api, value, &owner.info));

@@ -33,8 +33,8 @@ Plan make_plan(const ConvShape& s, const Isa& isa) {
 
   plan.sources = sources_of(s);
   const int64_t row_bytes = s.channels * s.width * 4 * s.stride_h;
-  const int64_t plane_row_bytes = static_cast<int64_t>(plan.sources.size()) * s.groups * plan.out_width *
-                                  isa.cells_per_word * isa.cell_bytes;
+  const int64_t plane_row_bytes =
+      static_cast<int64_t>(plan.sources.size()) * s.groups * plan.out_width * isa.cells_per_word * isa.cell_bytes;
   plan.slabs = ceil_div(s.out_height(), std::max<int64_t>(1, kSlabBytes / std::max(row_bytes, plane_row_bytes)));
   plan.slab_rows = ceil_div(s.out_height(), plan.slabs);
   plan.slabs = ceil_div(s.out_height(), plan.slab_rows);

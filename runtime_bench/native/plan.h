@@ -36,16 +36,16 @@ struct Plan {
 
   int64_t height, width;  // of the image it was made for
   int64_t out_width;
-  int64_t slab_rows, slabs;  // output rows of a slab; the last slab may have fewer
+  int64_t slab_rows, slabs;      // output rows of a slab; the last slab may have fewer
   int64_t ranges, range_blocks;  // a range's channels fill whole words of a bits tensor
 
   std::vector<Source> sources;
   std::vector<int64_t> source_cells;  // where each one's planes begin within a group; one more, the end
-  std::vector<Column> columns;     // one for each kernel column
-  std::vector<int64_t> row_cells;  // where each row of a slab, from the first one that it reads, begins in the planes of
-                                   // a cell; -1 if no kernel row reads it
-  int64_t cell_plane;              // from one cell of a word to the next: a plane for each residue
-  int64_t slab_cells;              // of all groups
+  std::vector<Column> columns;        // one for each kernel column
+  std::vector<int64_t> row_cells;  // where each row of a slab, from the first one that it reads, begins in the planes
+                                   // of a cell; -1 if no kernel row reads it
+  int64_t cell_plane;  // from one cell of a word to the next: a plane for each residue
+  int64_t slab_cells;  // of all groups
 
   std::vector<int32_t> offsets;  // [steps]
 };

@@ -37,11 +37,21 @@ std::string check(const ConvShape& s) {
     const char* what;
     int64_t value, least;
   } sizes[] = {
-      {"batch", s.batch, 0},           {"channels", s.channels, 1},         {"height", s.height, 1},
-      {"width", s.width, 1},           {"output channels", s.out_channels, 1}, {"group", s.groups, 1},
-      {"kernel height", s.kernel_h, 1}, {"kernel width", s.kernel_w, 1},     {"stride", s.stride_h, 1},
-      {"stride", s.stride_w, 1},       {"dilation", s.dilation_h, 1},       {"dilation", s.dilation_w, 1},
-      {"pad", s.pad_top, 0},           {"pad", s.pad_left, 0},              {"pad", s.pad_bottom, 0},
+      {"batch", s.batch, 0},
+      {"channels", s.channels, 1},
+      {"height", s.height, 1},
+      {"width", s.width, 1},
+      {"output channels", s.out_channels, 1},
+      {"group", s.groups, 1},
+      {"kernel height", s.kernel_h, 1},
+      {"kernel width", s.kernel_w, 1},
+      {"stride", s.stride_h, 1},
+      {"stride", s.stride_w, 1},
+      {"dilation", s.dilation_h, 1},
+      {"dilation", s.dilation_w, 1},
+      {"pad", s.pad_top, 0},
+      {"pad", s.pad_left, 0},
+      {"pad", s.pad_bottom, 0},
       {"pad", s.pad_right, 0},
   };
   for (const auto& size : sizes) {
@@ -72,10 +82,18 @@ std::string check(const PoolShape& s) {
     const char* what;
     int64_t value, least;
   } sizes[] = {
-      {"batch", s.batch, 0},           {"words", s.words, 1},           {"height", s.height, 1},
-      {"width", s.width, 1},           {"kernel height", s.kernel_h, 1}, {"kernel width", s.kernel_w, 1},
-      {"stride", s.stride_h, 1},       {"stride", s.stride_w, 1},       {"pad", s.pad_top, 0},
-      {"pad", s.pad_left, 0},          {"pad", s.pad_bottom, 0},        {"pad", s.pad_right, 0},
+      {"batch", s.batch, 0},
+      {"words", s.words, 1},
+      {"height", s.height, 1},
+      {"width", s.width, 1},
+      {"kernel height", s.kernel_h, 1},
+      {"kernel width", s.kernel_w, 1},
+      {"stride", s.stride_h, 1},
+      {"stride", s.stride_w, 1},
+      {"pad", s.pad_top, 0},
+      {"pad", s.pad_left, 0},
+      {"pad", s.pad_bottom, 0},
+      {"pad", s.pad_right, 0},
   };
   for (const auto& size : sizes) {
     std::string error = outside(size.what, size.value, size.least);
