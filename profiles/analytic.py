@@ -26,9 +26,7 @@ def roofline_ms(
 
 def moved_bytes(w: Workload, weight_bits: float) -> float:
     """Bytes to and from memory per call: tensors in the file's formats, weights at `weight_bits`, the rest float32."""
-    weights = cost.macs(w) // (w.out_height * w.out_width)  # each weight is used once per output pixel
-    per_channel = cost.params(w) - weights
-    return cost.activation_bytes(w) + weights * weight_bits / 8 + 4 * per_channel
+    return cost.activation_bytes(w) + cost.weights(w) * weight_bits / 8 + cost.constant_bytes(w)
 
 
 def mac_linear_ms(w: Workload, *, binary_ms_per_gmac: float, float_ms_per_gmac: float) -> float:
