@@ -7,13 +7,14 @@ from .errors import InputError
 
 KINDS = {
     "binary_conv": "act(conv(sign(x - shift), W) * scale + bias + residual), weights and activations 1 bit",
-    "conv": "convolution with folded batch-norm and activation; 8 bits: integer weights and inputs",
+    "conv": "convolution with folded batch-norm and activation; 8 bits: integer weights, inputs and result",
     "downsample": "2x2 average pool with stride 2, channels repeated out_channels/in_channels times",
     "duplicate": "channels repeated out_channels/in_channels times",
     "average": "mean over in_channels/out_channels groups of channels",
     "max_pool": "maximum over the part of a window that is inside of the image",
     "avg_pool": "mean over the part of a window that is inside of the image",
     "relu": "max(x, 0) alone",
+    "quantize": "values rounded to 8 bits",
     "add": "sum of two values, in_channels counts both",
     "concat": "two or more values behind each other, in_channels counts all",
     "even_channels": "channels 0, 2, 4, ...: one half of a channel shuffle",
