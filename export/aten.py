@@ -225,16 +225,25 @@ def _relu(r: _Reader, node: Node, a: dict[str, Any]) -> None:
 
 
 def _avg_pool(r: _Reader, node: Node, a: dict[str, Any]) -> None:
+    if a["divisor_override"] is not None:
+        raise r.refusal(node, "with its own divisor is not supported")
+    if any(_pair(a["padding"])) and a["count_include_pad"]:
+        raise r.refusal(node, "with padding that counts (count_include_pad=True) is not supported")
+    _emit_pool(r, "avg_pool", node, a)
+
+
+def _emit_pool(r: _Reader, kind: str, node: Node, a: dict[str, Any]) -> None:
+    """Pads are what the windows read: torch's own padding before, and what ceil_mode crosses behind."""
     kernel = _pair(a["kernel_size"])
     strides = _pair(a["stride"]) if a["stride"] else kernel
-    if any(_pair(a["padding"])) or a["divisor_override"] is not None:
-        raise r.refusal(node, "with padding or its own divisor is not supported")
-    size = _shape(a["self"])[2:]
-    crosses = any((n - k) % s for n, k, s in zip(size, kernel, strides, strict=True))
-    ceil = bool(a["ceil_mode"]) and crosses
-    if ceil and any(k < s for k, s in zip(kernel, strides, strict=True)):
-        raise r.refusal(node, "with ceil_mode and gaps between its windows is not supported")
-    r.emit("avg_pool", node, [r.value(a["self"])], kernel=kernel, strides=strides, ceil=ceil)
+    before = _pair(a["padding"])
+    after = [
+        max((count - 1) * stride + taps - pixels - pad, 0)
+        for count, stride, taps, pixels, pad in zip(
+            _shape(_result(node))[2:], strides, kernel, _shape(a["self"])[2:], before, strict=True
+        )
+    ]
+    r.emit(kind, node, [r.value(a["self"])], kernel=kernel, strides=strides, pads=(*before, *after))
 
 
 def _adaptive_avg_pool(r: _Reader, node: Node, a: dict[str, Any]) -> None:
@@ -245,7 +254,7 @@ def _adaptive_avg_pool(r: _Reader, node: Node, a: dict[str, Any]) -> None:
     if any(n % t for n, t in zip(size, target, strict=True)):
         raise r.refusal(node, f"from {size[0]}x{size[1]} to {target[0]}x{target[1]} has windows of unequal size")
     kernel = (size[0] // target[0], size[1] // target[1])
-    r.emit("avg_pool", node, [r.value(a["self"])], kernel=kernel, strides=kernel, ceil=False)
+    r.emit("avg_pool", node, [r.value(a["self"])], kernel=kernel, strides=kernel, pads=(0, 0, 0, 0))
 
 
 def _mean(r: _Reader, node: Node, a: dict[str, Any]) -> None:
@@ -263,12 +272,9 @@ def _emit_global_mean(r: _Reader, node: Node, source: Node, *, keeps_axes: bool)
 
 
 def _max_pool(r: _Reader, node: Node, a: dict[str, Any]) -> None:
-    if a["ceil_mode"] or _pair(a["dilation"]) != (1, 1):
-        raise r.refusal(node, "with ceil_mode or dilation is not supported")
-    kernel = _pair(a["kernel_size"])
-    strides = _pair(a["stride"]) if a["stride"] else kernel
-    pads = _pair(a["padding"]) * 2
-    r.emit("max_pool", node, [r.value(a["self"])], kernel=kernel, strides=strides, pads=pads)
+    if _pair(a["dilation"]) != (1, 1):
+        raise r.refusal(node, "with dilation is not supported")
+    _emit_pool(r, "max_pool", node, a)
 
 
 def _concat(r: _Reader, node: Node, a: dict[str, Any]) -> None:
@@ -291,7 +297,7 @@ def _getitem(r: _Reader, node: Node, _: dict[str, Any]) -> None:
     assert isinstance(source, Node) and isinstance(index, int)
     if source in r.parts:
         value, start, stop = r.parts[source][index]
-        r.emit("slice", node, [value], start=start, stop=stop)
+        r.emit("slice", node, [value], start=start, stop=stop, step=1)
     elif index != 0:
         raise r.refusal(source, "has a second result that is used")
 
@@ -301,11 +307,12 @@ def _slice(r: _Reader, node: Node, a: dict[str, Any]) -> None:
     if a["start"] in (None, 0) and a["end"] in (None, sys.maxsize) and a["step"] == 1:
         r.aliases[node] = r.value(source)
         return
-    if a["dim"] != 1 or a["step"] != 1:
-        raise r.refusal(node, "is only supported along channels (dim=1) with step 1")
-    width, start = _shape(source)[1], int(a["start"] or 0)
+    if a["dim"] != 1:
+        raise r.refusal(node, "is only supported along channels (dim=1)")
+    width, start, step = _shape(source)[1], int(a["start"] or 0), int(a["step"])
     start = start + width if start < 0 else start
-    r.emit("slice", node, [r.value(source)], start=start, stop=start + _shape(node)[1])
+    stop = start + (_shape(node)[1] - 1) * step + 1
+    r.emit("slice", node, [r.value(source)], start=start, stop=stop, step=step)
 
 
 def _reshape(r: _Reader, node: Node, a: dict[str, Any]) -> None:
@@ -329,6 +336,15 @@ def _pad(r: _Reader, node: Node, a: dict[str, Any]) -> None:
         raise r.refusal(node, "is only supported with a constant over height and width")
     value = float(a["value"] or 0)
     r.emit("pad", node, [r.value(a["self"])], pads=(top, left, bottom, right), value=value)
+
+
+def _fake_quantize(r: _Reader, node: Node, a: dict[str, Any]) -> None:
+    if (a["quant_min"], a["quant_max"]) != (0, 255):
+        raise r.refusal(node, f"to {a['quant_min']}..{a['quant_max']} is not supported, only to 0..255")
+    scale, zero_point = (r.needed(node, a[key], f"a {key}").reshape(-1) for key in ("scale", "zero_point"))
+    if scale.size != 1 or zero_point.size != 1 or not 0 < scale[0] < np.inf or not 0 <= zero_point[0] <= 255:
+        raise r.refusal(node, f"with scale {scale.tolist()} and zero point {zero_point.tolist()} is not supported")
+    r.emit("quantize", node, [r.value(a["self"])], scale=float(np.float32(scale[0])), zero_point=int(zero_point[0]))
 
 
 def _compare(r: _Reader, node: Node, a: dict[str, Any], below: bool) -> None:
@@ -384,6 +400,9 @@ TRANSLATIONS: dict[str, Callable[[_Reader, Node, dict[str, Any]], None]] = {
     "aten::slice": _slice,
     "aten::pad": _pad,
     "aten::constant_pad_nd": _pad,
+    "aten::fake_quantize_per_tensor_affine": _fake_quantize,
+    "aten::fake_quantize_per_tensor_affine_cachemask": _fake_quantize,
+    "aten::_fake_quantize_per_tensor_affine_cachemask_tensor_qparams": _fake_quantize,
     "aten::lt": _with(_compare, True),
     "aten::ge": _with(_compare, False),
     "aten::where": _where,

@@ -7,6 +7,7 @@ from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -71,6 +72,7 @@ def capture(module: nn.Module, example: Tensor) -> Captured:
 
     The module itself is not changed. Raises InputError where torch.export cannot follow it.
     """
+    _teach_shapes()
     module = copy.deepcopy(module).cpu().eval()
     batch = torch.export.Dim("batch")
     try:
@@ -83,6 +85,26 @@ def capture(module: nn.Module, example: Tensor) -> Captured:
             "image batch of any size and must not branch on values"
         ) from error
     return _fold(program, tuple(example.shape[1:]))
+
+
+_FAKE_QUANTIZERS = (
+    "fake_quantize_per_tensor_affine_cachemask",
+    "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
+    "fake_quantize_per_channel_affine_cachemask",
+)
+
+
+@cache
+def _teach_shapes() -> torch.library.Library:
+    """torch.export needs the shapes of what an operator gives; torch does not say them for fake quantisation.
+
+    The registration lasts as long as the returned object.
+    """
+    library = torch.library.Library("aten", "IMPL")
+    for name in _FAKE_QUANTIZERS:
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "Meta"):
+            library.impl(name, lambda x, *_: (torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)), "Meta")
+    return library
 
 
 def _fold(program: torch.export.ExportedProgram, input_shape: tuple[int, int, int]) -> Captured:

@@ -1,30 +1,32 @@
 """The gate: nothing is handed over that does not compute what the PyTorch network computes.
 
 Two parts. (a) Unit by unit: the PyTorch unit, fed what the file feeds its own, must give what the file's gives; so no
-sign can differ by chance, and any wrong bit, padding or order shows. (b) End to end on real images: arg-max agreement,
-where a disagreement is only forgiven if it started at a sign that rounding could flip. (Runtimes reorder float
-operations, and one flipped sign moves a logit by about 1e-2, so a plain tolerance on logits would fail at random.)
+sign can differ by chance, and any wrong bit, padding or order shows. A value of 8 bits may be one step off, and only
+where PyTorch's lies half-way between two. (b) End to end on real images: arg-max agreement, where a disagreement is
+only forgiven if it started at a sign or step that rounding could flip. (Runtimes reorder float operations, and one
+flipped sign moves a logit by about 1e-2, so a plain tolerance on logits would fail at random.)
 
 Formats join with an `ExposedFile`; ONNX's is here.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from .bits import around, unpack_values
 from .capture import INPUT, OUTPUT, Captured
-from .graph import BinaryConv, FloatOp, Graph
+from .eight_bit import eight_bit_convs
+from .graph import BinaryConv, FloatOp, Graph, conv_epilogue
 from .lowering import Lowered
 
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-TOLERANCE = 1e-5  # (a) of the tensor's largest value; (b) of the standard deviation of the layer's input
+TOLERANCE = 1e-5  # (a) of the tensor's largest value, per operator; (b) of the deviation of the layer's input
 AGREEMENT = 0.997  # share of images whose arg-max must be equal
 _BATCH_BYTES = 128 * 2**20
 _MAX_BATCH = 64
@@ -48,21 +50,36 @@ class UnitValues:
     stage: Literal["unit", "core", "sign"] | str = "unit"
 
 
-class ExposedFile(Protocol):
-    """A written file that also shows what goes into and comes out of its binary units."""
+class Shown(NamedTuple):
+    """What a file shows of a batch: its output, the values of each binary unit by name, and values of the graph.
 
-    def run(self, images: np.ndarray, /) -> tuple[np.ndarray, dict[str, UnitValues]]:
-        """images: float32 [N, C, H, W]. Returns the network's output and the values of each unit by name."""
+    values: float32 [N, C, H, W] by the names they have in the graph, among them all that are rounded to 8 bits.
+    """
+
+    logits: np.ndarray
+    units: dict[str, UnitValues]
+    values: dict[str, np.ndarray]
+
+
+class ExposedFile(Protocol):
+    """A written file that also shows values in between."""
+
+    def run(self, images: np.ndarray, /) -> Shown:
+        """images: float32 [N, C, H, W]."""
         ...
 
 
 @dataclass(frozen=True)
 class GateReport:
-    """max_abs_diff: largest difference of any unit's output. sign_flips: signs that differ end to end, all images."""
+    """max_abs_diff: largest difference of any unit's output, without 8-bit values a step apart.
+
+    sign_flips, step_flips: signs and 8-bit values that differ end to end, all images.
+    """
 
     max_abs_diff: float
     argmax_agreement: float
     sign_flips: int
+    step_flips: int
     images: int
 
 
@@ -77,9 +94,10 @@ def check(
     """Run both on `images`, batch by batch. Raises GateError naming the first layer that differs."""
     gate = _Gate(captured, lowered)
     for start, batch in _batches(images, lowered.graph):
-        logits, units = file.run(batch)
-        gate.check_units(units)
-        gate.compare_images(start, batch, logits, units)
+        shown = file.run(batch)
+        gate.check_units(shown.units)
+        gate.check_values(batch, shown)
+        gate.compare_images(start, batch, shown)
         progress(start + len(batch), len(images))
     return gate.report(len(images))
 
@@ -90,8 +108,10 @@ class _Gate:
     def __init__(self, captured: Captured, lowered: Lowered) -> None:
         self.captured, self.lowered = captured, lowered
         self.units = lowered.graph.binary_convs
+        self.roundings = _roundings(lowered.graph)
+        self.producers = lowered.graph.producers()
         self.max_abs_diff = 0.0
-        self.flips = 0
+        self.flips = self.step_flips = 0
         self.disagreeing: list[tuple[int, str]] = []  # (image, layer where its signs first differ)
 
     def check_units(self, found: dict[str, UnitValues]) -> None:
@@ -106,13 +126,52 @@ class _Gate:
             if values.stage == "sign":
                 self._check_signs(unit, y, wanted)
                 continue
-            difference, size = float(np.abs(y - wanted).max()), float(np.abs(wanted).max())
-            self.max_abs_diff = max(self.max_abs_diff, difference)
-            if not difference <= TOLERANCE * size:
-                raise GateError(
-                    f"{unit.name}: fed the same input, file and PyTorch differ by {difference:.3g} at values up to "
-                    f"{size:.3g} (allowed: {TOLERANCE:g} relative)"
-                )
+            self._compare(unit.name, y, wanted, TOLERANCE)
+
+    def check_values(self, batch: np.ndarray, shown: Shown) -> None:
+        """Part (a) for float and 8-bit operators: each value, from those that the file shows in front of it."""
+        given = {INPUT: batch, **shown.values}
+        for unit in self.units:
+            values = shown.units[unit.name]
+            if values.stage != "sign":
+                given[unit.output if values.stage == "unit" else self.lowered.cores[unit.name]] = values.y
+        for name in self.roundings:
+            if name not in shown.values:
+                raise GateError(f"{self._name(name)}: the file does not show where it rounds to 8 bits")
+        for name, value in shown.values.items():
+            tensors = {other: torch.from_numpy(array) for other, array in given.items() if other != name}
+            rounding = self.roundings.get(name)
+            source = name if rounding is None else rounding.op.inputs[0]
+            wanted = self.captured.run(tensors, [name, source])
+            tolerance = TOLERANCE * self._operators_behind(name, tensors)
+            if rounding is None:
+                self._compare(self._name(name), value, wanted[name].numpy(), tolerance)
+            else:
+                rounding.check(self._name(name), value, wanted[name].numpy(), wanted[source].numpy(), tolerance)
+
+    def _operators_behind(self, name: str, given: Container[str]) -> int:
+        """How many operators PyTorch runs from the `given` values to the value `name`."""
+        found, pending = 0, [name]
+        while pending:
+            node = self.producers.get(pending.pop())
+            if node is not None:
+                found += 1
+                pending += [source for source in node.inputs if source not in given]
+        return found
+
+    def _name(self, value: str) -> str:
+        return self.producers[value].name if value in self.producers else value
+
+    def _compare(self, name: str, found: np.ndarray, wanted: np.ndarray, tolerance: float) -> None:
+        if found.shape != wanted.shape:
+            raise GateError(f"{name}: shape {list(found.shape)} in the file, {list(wanted.shape)} in PyTorch")
+        difference, size = float(np.abs(found - wanted).max()), float(np.abs(wanted).max())
+        self.max_abs_diff = max(self.max_abs_diff, difference)
+        if not difference <= tolerance * size:
+            raise GateError(
+                f"{name}: fed the same input, file and PyTorch differ by {difference:.3g} at values up to "
+                f"{size:.3g} (allowed: {tolerance:g} relative)"
+            )
 
     def _pytorch_unit(self, unit: BinaryConv, values: UnitValues) -> np.ndarray:
         given = {unit.x: torch.from_numpy(values.x)}
@@ -139,47 +198,108 @@ class _Gate:
                 return self._threshold_behind(node.output)
         return np.zeros((1, 1, 1), np.float32)
 
-    def compare_images(self, start: int, batch: np.ndarray, logits: np.ndarray, found: dict[str, UnitValues]) -> None:
+    def compare_images(self, start: int, batch: np.ndarray, shown: Shown) -> None:
         """Part (b) on one batch, whose first image has the number `start`."""
         names = [unit.x for unit in self.units]
-        values = self.captured.run({INPUT: torch.from_numpy(batch)}, [OUTPUT, *names])
-        expected = values[OUTPUT].numpy().reshape(len(batch), -1)
-        logits = logits.reshape(len(batch), -1)
+        names += [name for output, rounding in self.roundings.items() for name in (output, rounding.op.inputs[0])]
+        found = self.captured.run({INPUT: torch.from_numpy(batch)}, [OUTPUT, *names])
+        values = {name: tensor.numpy() for name, tensor in found.items()}
+        expected = values[OUTPUT].reshape(len(batch), -1)
+        logits = shown.logits.reshape(len(batch), -1)
         if logits.shape != expected.shape:
             raise GateError(f"the file gives {logits.shape[1]} values per image, PyTorch {expected.shape[1]}")
         suspects = set(np.flatnonzero(logits.argmax(axis=1) != expected.argmax(axis=1)).tolist())
-        for unit in self.units:
-            x = values[unit.x].numpy()
-            flipped = _negative(unit, found[unit.name].x) != _negative(unit, x)
-            self.flips += int(flipped.sum())
+        for node in self.lowered.graph.nodes:
+            if isinstance(node, BinaryConv):
+                x = values[node.x]
+                flipped = _negative(node, shown.units[node.name].x) != _negative(node, x)
+                self.flips += int(flipped.sum())
+                gap, allowed, what = np.abs(x - _threshold(node)), TOLERANCE * float(x.std(dtype=np.float64)), "sign"
+            elif (rounding := self.roundings.get(node.output)) is not None:
+                source = values[node.inputs[0]]
+                flipped = rounding.steps(shown.values[node.output], values[node.output]) != 0
+                self.step_flips += int(flipped.sum())
+                gap, allowed, what = rounding.gap(source), rounding.margin(source, TOLERANCE), "step"
+            else:
+                continue
             for image in sorted(i for i in suspects if flipped[i].any()):
                 suspects.discard(image)
-                self._forgive(start + image, unit, x, flipped[image], image)
+                self._forgive(start + image, node.name, what, float(gap[image][flipped[image]].min()), allowed)
         for image in sorted(suspects):
             best = np.sort(expected[image])
             if best[-1] - best[-2] > TOLERANCE * np.abs(best).max():
-                raise GateError(f"image {start + image}: equal signs everywhere, yet another class; the head differs")
+                raise GateError(
+                    f"image {start + image}: equal signs and steps everywhere, yet another class; the head differs"
+                )
             self.disagreeing.append((start + image, "the head"))
 
-    def _forgive(self, number: int, unit: BinaryConv, x: np.ndarray, flipped: np.ndarray, image: int) -> None:
-        """A disagreement counts as rounding if a flipped sign of its first differing layer was at its threshold."""
-        nearest = float(np.abs(x[image] - _threshold(unit))[flipped].min())
-        allowed = TOLERANCE * float(x.std(dtype=np.float64))
+    def _forgive(self, number: int, name: str, what: str, nearest: float, allowed: float) -> None:
+        """A disagreement counts as rounding if a flipped sign or step of its first differing layer was at its edge."""
         if not nearest <= allowed:
             raise GateError(
-                f"{unit.name}: image {number} gets another class, and its first differing sign is {nearest:.3g} from "
+                f"{name}: image {number} gets another class, and its first differing {what} is {nearest:.3g} from "
                 f"its threshold (rounding explains {allowed:.3g})"
             )
-        self.disagreeing.append((number, unit.name))
+        self.disagreeing.append((number, name))
 
     def report(self, images: int) -> GateReport:
         agreement = 1 - len(self.disagreeing) / images
         if agreement < AGREEMENT:
             raise GateError(
                 f"{self.disagreeing[0][1]}: file and PyTorch agree on {agreement:.2%} of {images} images "
-                f"(needed: {AGREEMENT:.1%}); signs first differ there, {self.flips} in all"
+                f"(needed: {AGREEMENT:.1%}); signs or steps first differ there, {self.flips + self.step_flips} in all"
             )
-        return GateReport(self.max_abs_diff, agreement, self.flips, images)
+        return GateReport(self.max_abs_diff, agreement, self.flips, self.step_flips, images)
+
+
+@dataclass(frozen=True, eq=False)
+class _Rounding:
+    """A place where values are rounded to 8 bits.
+
+    bias_error: float64 [C, 1, 1] or [1, 1, 1], by how many steps a runtime moves the values in front of it when it
+    takes the bias of their convolution as a whole number.
+    """
+
+    op: FloatOp
+    bias_error: np.ndarray
+
+    def steps(self, found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        return np.rint((found - wanted) / self.op.attributes["scale"])
+
+    def gap(self, source: np.ndarray) -> np.ndarray:
+        """How far each value before rounding lies from the middle between two steps, in steps, less `bias_error`."""
+        steps = source.astype(np.float64) / self.op.attributes["scale"]
+        return np.abs(steps - np.floor(steps) - 0.5) - self.bias_error
+
+    def margin(self, source: np.ndarray, tolerance: float) -> float:
+        return tolerance * float(np.abs(source).max()) / self.op.attributes["scale"]
+
+    def check(self, name: str, found: np.ndarray, wanted: np.ndarray, source: np.ndarray, tolerance: float) -> None:
+        """Equal up to single steps, and these only in the middle."""
+        if found.shape != wanted.shape:
+            raise GateError(f"{name}: shape {list(found.shape)} in the file, {list(wanted.shape)} in PyTorch")
+        steps = self.steps(found, wanted)
+        off = (np.abs(steps) > 1) | ((steps != 0) & ~(self.gap(source) <= self.margin(source, tolerance)))
+        if off.any() or not np.isfinite(found).all():
+            raise GateError(
+                f"{name}: fed the same input, {int(off.sum())} values of 8 bits differ from PyTorch, by up to "
+                f"{np.abs(steps).max():g} steps (allowed: one, where PyTorch's value is in the middle)"
+            )
+
+
+def _roundings(graph: Graph) -> dict[str, _Rounding]:
+    """The places where `graph` rounds to 8 bits, in order, by the names of their values."""
+    found = {
+        node.output: _Rounding(node, np.zeros((1, 1, 1)))
+        for node in graph.nodes
+        if isinstance(node, FloatOp) and node.kind == "quantize"
+    }
+    for unit in eight_bit_convs(graph).values():
+        if (bias := unit.integer_bias()) is not None:
+            last = unit.epilogue[-1]
+            error = np.abs(bias * unit.bias_scale.astype(np.float64) - unit.conv.attributes["bias"])
+            found[last.output] = _Rounding(last, (error / last.attributes["scale"]).reshape(-1, 1, 1))
+    return found
 
 
 def _threshold(unit: BinaryConv) -> np.ndarray:
@@ -193,7 +313,7 @@ def _negative(unit: BinaryConv, x: np.ndarray) -> np.ndarray:
 def _batches(images: np.ndarray, graph: Graph) -> Iterator[tuple[int, np.ndarray]]:
     """(number of the first image, images), so small that the exposed values of both networks fit in memory."""
     shapes = graph.shapes()
-    values = sum(np.prod(shapes[name]) for unit in graph.binary_convs for name in (*unit.inputs, unit.output))
+    values = sum(np.prod(shapes[node.output]) for node in graph.nodes)
     size = int(min(max(_BATCH_BYTES // (2 * 4 * max(values, 1)), 1), _MAX_BATCH))
     for start in range(0, len(images), size):
         yield start, np.ascontiguousarray(images[start : start + size], dtype=np.float32)
@@ -212,7 +332,9 @@ class _Tap:
 
 
 class ExposedOnnx:
-    """A copy of a .onnx, run by onnxruntime with its default optimisations, that shows each binary convolution.
+    """A copy of a .onnx, run by onnxruntime with its default optimisations, that shows its binary units and values.
+
+    A float or 8-bit convolution is shown with what follows it, as runtimes fuse it; any other operator alone.
 
     Our operators run by their function bodies, or with a `library` on the kernels in it.
     Where the file keeps bits in front of a unit, x is `shift` plus or minus something (or what they were packed from);
@@ -230,7 +352,8 @@ class ExposedOnnx:
         self._taps = [tap for tap in taps if tap is not None]
         self._input, self._output = model.graph.input[0].name, model.graph.output[0].name
         bits = {tap.x for tap in self._taps if tap.x_bits} | {tap.y for tap in self._taps if tap.y_bits}
-        shown = {name for tap in self._taps for name in (tap.x, tap.residual, tap.y) if name}
+        self._values = sorted(_float_ends(graph) & {name for name, node in nodes.items() if node.domain == ""})
+        shown = {name for tap in self._taps for name in (tap.x, tap.residual, tap.y) if name} | set(self._values)
         for name in sorted(shown - {self._input, self._output}):
             dtype = onnx.TensorProto.UINT32 if name in bits else onnx.TensorProto.FLOAT
             model.graph.output.append(onnx.helper.make_tensor_value_info(name, dtype, None))
@@ -242,11 +365,21 @@ class ExposedOnnx:
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
 
-    def run(self, images: np.ndarray, /) -> tuple[np.ndarray, dict[str, UnitValues]]:
+    def run(self, images: np.ndarray, /) -> Shown:
         names = [output.name for output in self._session.get_outputs()]
         values = dict(zip(names, self._session.run(names, {self._input: images}), strict=True))
         values[self._input] = images
-        return values[self._output], {tap.unit.name: _unit_values(tap, values) for tap in self._taps}
+        units = {tap.unit.name: _unit_values(tap, values) for tap in self._taps}
+        return Shown(values[self._output], units, {name: values[name] for name in self._values})
+
+
+def _float_ends(graph: Graph) -> set[str]:
+    """The values, but for the output, that float and 8-bit units end in."""
+    readers, inside = graph.readers(), set()
+    for conv in graph.float_convs:
+        inside |= {op.output for op in (conv, *conv_epilogue(conv, readers))[:-1]}
+    made = {node.output for node in graph.nodes if isinstance(node, FloatOp)}
+    return made - inside - {graph.output}
 
 
 def _onnx_tap(unit: BinaryConv, nodes: "dict[str, NodeProto]", constants: set[str]) -> _Tap | None:

@@ -5,7 +5,9 @@ Plain numpy, no framework: `lowering` makes it from a captured network, `units` 
 of bits, 32 channels in a word, has the shape of the floats that it stands for.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -69,12 +71,14 @@ FLOAT_OPS: dict[str, tuple[str, ...]] = {
     "add": (),  # two inputs of one shape
     "prelu": ("slope",),  # [C]
     "relu": (),
-    "avg_pool": ("kernel", "strides", "ceil"),  # ceil: windows may cross the bottom/right edge, mean of what is inside
+    "avg_pool": ("kernel", "strides", "pads"),  # the mean of what is inside of the image; likewise the maximum
     "max_pool": ("kernel", "strides", "pads"),
     "concat": (),  # channels
-    "slice": ("start", "stop"),  # channels [start, stop)
+    "slice": ("start", "stop", "step"),  # channels [start, stop), every step-th
     "global_mean": (),  # [N, C, H, W] -> [N, C]
     "flatten": (),  # [N, C, H, W] -> [N, C*H*W]
+    # clip(round(x / scale) + zero_point, 0, 255) - zero_point, times scale: half to even; a float32 value and an int
+    "quantize": ("scale", "zero_point"),
     "sign": ("shift",),  # x < shift ? -1 : +1, shift [C]; only in front of a convolution that stays float
     "pad": ("pads", "value"),  # constant, spatial; likewise
     # made by `packing` only
@@ -83,17 +87,21 @@ FLOAT_OPS: dict[str, tuple[str, ...]] = {
 }
 
 
+Node = BinaryConv | FloatOp
+
+
 @dataclass(frozen=True, eq=False)
 class Graph:
     """Nodes in execution order, one image input [N, C, H, W] and one output [N, classes] (or any shape).
 
-    extra_inputs: (name, (C, H, W)) of further inputs; only the graphs of single units have one, a residual.
+    extra_inputs: (name, (C, H, W)) of further inputs; only the graphs of single units have one: a residual, or the
+    second value of a sum.
     """
 
     input: str
     input_shape: tuple[int, int, int]
     output: str
-    nodes: tuple[BinaryConv | FloatOp, ...]
+    nodes: tuple[Node, ...]
     extra_inputs: tuple[tuple[str, tuple[int, int, int]], ...] = ()
 
     @property
@@ -115,8 +123,61 @@ class Graph:
             known[node.output] = output_shape(node, tuple(known[name] for name in node.inputs))
         return known
 
+    def producers(self) -> dict[str, Node]:
+        """The node that makes each value; the inputs have none."""
+        return {node.output: node for node in self.nodes}
 
-def output_shape(node: BinaryConv | FloatOp, inputs: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+    def readers(self) -> dict[str, list[Node]]:
+        """The nodes that read each value, in order, one as often as it reads it."""
+        found: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in node.inputs:
+                found.setdefault(name, []).append(node)
+        return found
+
+
+def conv_epilogue(conv: FloatOp, readers: dict[str, list[Node]]) -> tuple[FloatOp, ...]:
+    """What belongs to a float or 8-bit convolution: [relu, or prelu [and a shift]] [quantize], all read only there.
+
+    readers: of the graph.
+    """
+    found: list[FloatOp] = []
+
+    def take(wanted: Callable[[FloatOp], bool]) -> bool:
+        following = readers.get(found[-1].output if found else conv.output, [])
+        if len(following) != 1 or not isinstance(op := following[0], FloatOp) or not wanted(op):
+            return False
+        found.append(op)
+        return True
+
+    if not take(lambda op: op.kind == "relu") and take(lambda op: op.kind == "prelu"):
+        take(is_shift)
+    take(lambda op: op.kind == "quantize")
+    return tuple(found)
+
+
+def first_alike(graph: Graph) -> dict[str, str]:
+    """For each value made by a float operator, the first one made by an equal operator from equal values."""
+    first: dict[tuple, str] = {}
+    alike: dict[str, str] = {}
+    for node in graph.nodes:
+        if isinstance(node, FloatOp):
+            attributes = tuple((key, _comparable(node.attributes[key])) for key in FLOAT_OPS[node.kind])
+            inputs = tuple(alike.get(name, name) for name in node.inputs)
+            alike[node.output] = first.setdefault((node.kind, inputs, attributes), node.output)
+    return alike
+
+
+def _comparable(attribute: Any) -> Any:
+    return (attribute.shape, attribute.tobytes()) if isinstance(attribute, np.ndarray) else attribute
+
+
+def is_shift(op: Any) -> bool:
+    """Is `op` (of any class with a kind and attributes) an affine that only adds?"""
+    return op.kind == "affine" and bool((op.attributes["scale"] == 1).all())
+
+
+def output_shape(node: Node, inputs: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
     """Shape of a node's value from its inputs' shapes, all without the batch axis."""
     first = inputs[0]
     if isinstance(node, BinaryConv):
@@ -125,9 +186,7 @@ def output_shape(node: BinaryConv | FloatOp, inputs: tuple[tuple[int, ...], ...]
     match node.kind:
         case "conv":
             return _windows(first, a["weight"].shape, a["strides"], a["pads"], a["dilations"])
-        case "avg_pool":
-            return _windows(first, (first[0], 1, *a["kernel"]), a["strides"], ceil=a["ceil"])
-        case "max_pool" | "max_pool_bits":
+        case "avg_pool" | "max_pool" | "max_pool_bits":
             return _windows(first, (first[0], 1, *a["kernel"]), a["strides"], a["pads"])
         case "pad":
             top, left, bottom, right = a["pads"]
@@ -137,7 +196,7 @@ def output_shape(node: BinaryConv | FloatOp, inputs: tuple[tuple[int, ...], ...]
         case "concat":
             return (sum(shape[0] for shape in inputs), *first[1:])
         case "slice":
-            return (a["stop"] - a["start"], *first[1:])
+            return (len(range(a["start"], a["stop"], a["step"])), *first[1:])
         case "global_mean":
             return first[:1]
         case "flatten":
@@ -149,15 +208,14 @@ def _windows(
     image: tuple[int, ...],
     weight: tuple[int, ...],
     strides: tuple[int, int],
-    pads: tuple[int, int, int, int] = (0, 0, 0, 0),
+    pads: tuple[int, int, int, int],
     dilations: tuple[int, int] = (1, 1),
-    ceil: bool = False,
 ) -> tuple[int, int, int]:
     """(C, H, W) after sliding windows of `weight` = (out channels, ., kh, kw) over `image` = (C, H, W)."""
 
     def along(axis: int) -> int:
         free = image[1 + axis] + pads[axis] + pads[axis + 2] - dilations[axis] * (weight[2 + axis] - 1) - 1
-        return (-(-free // strides[axis]) if ceil else free // strides[axis]) + 1
+        return free // strides[axis] + 1
 
     return (weight[0], along(0), along(1))
 

@@ -12,14 +12,15 @@ import numpy as np
 
 from .aten import Op, read
 from .capture import INPUT, Captured
-from .graph import FLOAT_OPS, BinaryConv, FloatOp, Graph
+from .eight_bit import eight_bit_convs
+from .graph import FLOAT_OPS, BinaryConv, FloatOp, Graph, is_shift
 
 WEIGHT_SPREAD = 1e-4  # relative; weights computed as `scale * sign` in float32 were seen to spread by at most 3.8e-6
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """How one convolution of the network is written. kind: "binary" or "float"; reason: why it is float, else None."""
+    """How one convolution of the network is written. kind: "binary", "8-bit" or "float"; reason: why float, or None."""
 
     name: str
     kind: str
@@ -40,22 +41,29 @@ def lower(captured: Captured) -> Lowered:
     ops, output = read(captured)
     program = _Program(ops, output)
     program.move_shifts_into_signs()
-    convolutions, units, cores = [], {}, {}
+    units, cores, reasons = {}, {}, {}
     names = _conv_names(ops)
     for conv in [op for op in program.ops if op.kind == "conv"]:
         name = names[conv.output]
         unit = _recognise(program, conv)
         if isinstance(unit, str):
-            convolutions.append(Convolution(name, "float", unit))
+            reasons[name] = unit
             continue
         core, last = program.absorb_epilogue(conv, unit)
         units[last], cores[name] = {"name": name, "output": last, **unit}, core
-        convolutions.append(Convolution(name, "binary"))
-    program.fold_affines()
+    names |= {last: names[first] for first, last in program.fold_affines().items() if first in names}
     nodes = tuple(
         _binary_conv(units[op.output]) if op.output in units else _float_op(op, names) for op in program.live()
     )
-    return Lowered(Graph(INPUT, captured.input_shape, output, nodes), tuple(convolutions), cores)
+    graph = Graph(INPUT, captured.input_shape, output, nodes)
+    eight_bit = {unit.conv.name for unit in eight_bit_convs(graph).values()}
+
+    def written(name: str) -> Convolution:
+        if name in eight_bit:
+            return Convolution(name, "8-bit")
+        return Convolution(name, "float", reasons[name]) if name in reasons else Convolution(name, "binary")
+
+    return Lowered(graph, tuple(written(name) for name in dict.fromkeys(names.values())), cores)
 
 
 def binary_weights(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray] | str:
@@ -132,10 +140,16 @@ class _Program:
         return found[::-1]
 
     def move_shifts_into_signs(self) -> None:
-        """sign(x + b) with threshold 0 is sign(x) with threshold -b: in IEEE floats x - t < 0 exactly where x < t."""
+        """sign(x + b) with threshold 0 is sign(x) with threshold -b: in IEEE floats x - t < 0 exactly where x < t.
+
+        A sum that others read too stays, and one behind a PReLU: it ends a unit.
+        """
         for i, op in enumerate(self.ops):
             source = self.producer(op.inputs[0]) if op.kind == "sign" and not op.attributes["shift"].any() else None
-            if source is not None and _is_shift(source):
+            if source is None or not is_shift(source) or self.only_reader(source.output) is not op:
+                continue
+            before = self.producer(source.inputs[0])
+            if before is None or before.kind != "prelu":
                 self.ops[i] = replace(op, inputs=source.inputs, attributes={"shift": -source.attributes["bias"]})
         self.ops = self.live()
 
@@ -169,7 +183,7 @@ class _Program:
             unit["slope"] = np.zeros(len(unit["scale"])) if op.kind == "relu" else op.attributes["slope"]
             value = advance(op)
             op = self.only_reader(value)
-            if op is not None and _is_shift(op):
+            if op is not None and is_shift(op):
                 unit["act_shift_out"] = op.attributes["bias"]
                 value = advance(op)
         inputs = (unit["x"], unit["residual"]) if "residual" in unit else (unit["x"],)
@@ -178,16 +192,21 @@ class _Program:
 
     def _starts_activation(self, op: Op) -> bool:
         """Is `op` a (P)ReLU, or a shift that only a (P)ReLU reads?"""
-        if _is_shift(op):
+        if is_shift(op):
             reader = self.only_reader(op.output)
             return reader is not None and reader.kind in ("prelu", "relu")
         return op.kind in ("prelu", "relu")
 
-    def fold_affines(self) -> None:
-        """Fold an affine into the float convolution, linear layer or affine whose only reader it is."""
+    def fold_affines(self) -> dict[str, str]:
+        """Fold an affine into the float convolution, linear layer or affine whose only reader it is.
+
+        Returns how the value of each such operator was called, and is now.
+        """
+        renamed = {}
         for op in list(self.ops):
             if op.kind not in ("conv", "linear", "affine") or op not in self.ops:
                 continue
+            first = op.output
             while (reader := self.only_reader(op.output)) and reader.kind == "affine":
                 scale, bias = reader.attributes["scale"], reader.attributes["bias"]
                 weight = "scale" if op.kind == "affine" else "weight"
@@ -196,15 +215,13 @@ class _Program:
                 fused = replace(op, output=reader.output, attributes={**op.attributes, **folded})
                 self._replace([op, reader], fused)
                 op = fused
+            renamed[first] = op.output
+        return renamed
 
     def _replace(self, taken: list[Op], fused: Op) -> None:
         """`fused` takes the place of the last of `taken`, so that all it reads is there already."""
         last = taken[-1]
         self.ops = [fused if op is last else op for op in self.ops if op is last or op not in taken]
-
-
-def _is_shift(op: Op) -> bool:
-    return op.kind == "affine" and bool((op.attributes["scale"] == 1).all())
 
 
 def _conv_names(ops: list[Op]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from bnas.profiles import atomic
 
 from .bits import pack
+from .eight_bit import EightBitConv, eight_bit_convs
 from .graph import BinaryConv, FloatOp, Graph
 from .onnx_functions import CONV, CONV_BITS, CONV_FROM_BITS, CONVS, DOMAIN, MAX_POOL, OPSET, PACK, function
 
@@ -37,10 +38,13 @@ def count_binary_convs(path: Path | str) -> int:
 def to_onnx(graph: Graph, metadata: dict[str, str], *, name: str = "network") -> ModelProto:
     """The checked model. Its batch axis is dynamic; values keep the names they have in `graph`."""
     shapes = graph.shapes()
+    eight_bit = eight_bit_convs(graph)
     body = _Body()
     for node in graph.nodes:
         if isinstance(node, BinaryConv):
             _binary_conv(body, node)
+        elif node.output in eight_bit:
+            _eight_bit_conv(body, eight_bit[node.output])
         else:
             FLOAT_WRITERS[node.kind](body, node, shapes[node.output])
 
@@ -119,14 +123,34 @@ def _binary_conv(body: _Body, unit: BinaryConv) -> None:
 
 
 def _conv(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
+    weight = body.constant(f"{op.output}.weight", op.attributes["weight"].astype(np.float32))
+    _conv_node(body, op, weight, body.constant(f"{op.output}.bias", op.attributes["bias"].astype(np.float32)))
+
+
+def _eight_bit_conv(body: _Body, unit: EightBitConv) -> None:
+    """A convolution between DequantizeLinear and QuantizeLinear, which runtimes compute in integers.
+
+    They do so only if its bias is given in whole steps of the sums; where they cannot, it keeps its value.
+    """
+    op, bias = unit.conv, unit.integer_bias()
+    weight = _dequantised(body, f"{op.output}.weight", unit.integers, unit.scale)
+    if bias is None:
+        _conv_node(body, op, weight, body.constant(f"{op.output}.bias", op.attributes["bias"].astype(np.float32)))
+    else:
+        _conv_node(body, op, weight, _dequantised(body, f"{op.output}.bias", bias, unit.bias_scale))
+
+
+def _dequantised(body: _Body, name: str, integers: np.ndarray, scale: np.ndarray) -> str:
+    parts = {"integers": integers, "scale": scale, "zero": np.zeros(len(scale), integers.dtype)}
+    body.node("DequantizeLinear", [body.constant(f"{name}.{p}", value) for p, value in parts.items()], name, axis=0)
+    return name
+
+
+def _conv_node(body: _Body, op: FloatOp, weight: str, bias: str) -> None:
     a = op.attributes
     body.node(
         "Conv",
-        [
-            op.inputs[0],
-            body.constant(f"{op.output}.weight", a["weight"].astype(np.float32)),
-            body.constant(f"{op.output}.bias", a["bias"].astype(np.float32)),
-        ],
+        [op.inputs[0], weight, bias],
         op.output,
         kernel_shape=list(a["weight"].shape[2:]),
         strides=list(a["strides"]),
@@ -166,8 +190,7 @@ def _avg_pool(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
         op.output,
         kernel_shape=list(a["kernel"]),
         strides=list(a["strides"]),
-        pads=[0, 0, 0, 0],
-        ceil_mode=int(a["ceil"]),
+        pads=list(a["pads"]),
         count_include_pad=0,
     )
 
@@ -189,14 +212,22 @@ def _slice(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
     def index(value: int) -> str:
         return body.constant(f"index.{value}", np.array([value], np.int64))
 
-    start, stop = op.attributes["start"], op.attributes["stop"]
-    body.node("Slice", [op.inputs[0], index(start), index(stop), index(1)], op.output)
+    start, stop, step = (index(op.attributes[part]) for part in ("start", "stop", "step"))
+    body.node("Slice", [op.inputs[0], start, stop, index(1), step], op.output)
 
 
 def _global_mean(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
     pooled = f"{op.output}.pooled"
     body.node("GlobalAveragePool", [op.inputs[0]], pooled)
     body.node("Flatten", [pooled], op.output, axis=1)
+
+
+def _quantize(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
+    integers = f"{op.output}.integers"
+    scale = body.constant(f"{op.output}.scale", np.array(op.attributes["scale"], np.float32))
+    zero_point = body.constant(f"{op.output}.zero_point", np.array(op.attributes["zero_point"], np.uint8))
+    body.node("QuantizeLinear", [op.inputs[0], scale, zero_point], integers)
+    body.node("DequantizeLinear", [integers, scale, zero_point], op.output)
 
 
 def _sign(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
@@ -244,6 +275,7 @@ FLOAT_WRITERS: dict[str, Callable[[_Body, FloatOp, tuple[int, ...]], None]] = {
     "slice": _slice,
     "global_mean": _global_mean,
     "flatten": _plain("Flatten", axis=1),
+    "quantize": _quantize,
     "sign": _sign,
     "pad": _pad,
     "pack_signs": _pack_signs,

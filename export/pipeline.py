@@ -13,6 +13,7 @@ from torch import nn
 from bnas.profiles.errors import InputError, unknown
 
 from .capture import Captured, capture
+from .eight_bit import eight_bit_convs
 from .gate import ExposedFile, GateError, check, expose_onnx, expose_onnx_kernels
 from .graph import Graph
 from .lowering import Lowered, lower
@@ -38,7 +39,9 @@ def export_network(
     images: float32 [N, C, H, W], normalised as the module expects, at least 300; they also calibrate the int8 twin.
     metadata: text stored in the file. twins: also write `NAME.fp32.onnx` and `NAME.int8.onnx` next to it.
     progress(stage, done, total) is called with the stages "capture", "write", "check" (in images) and "twins".
-    The report's "kernels" is what a second check found with our kernels, None if the file does not run on them.
+    The report's "kernels" is what a second check found with our kernels, None if the file does not run on them;
+    "eight_bit" how many 8-bit convolutions there are, and how many of them are computed in float nevertheless: in
+    TFLite all, in ONNX those that onnxruntime, on this processor, does not fuse with the rounding behind them.
     Raises InputError for what cannot be exported, GateError if the written file computes something else.
     """
     report = progress or (lambda stage, done, total: None)
@@ -62,6 +65,7 @@ def export_network(
         binary_convs, wanted = count(partial), len(lowered.graph.binary_convs)
         if binary_convs != wanted:
             raise GateError(f"{path.name} holds {binary_convs} of {wanted} binary convolutions")
+        eight_bit = _eight_bit(lowered.graph, partial, format)
         report("write", 1, 1)
         kernels = expose_onnx_kernels(partial, lowered.graph) if format == "onnx" else None
         rounds = 1 if kernels is None else 2
@@ -84,7 +88,8 @@ def export_network(
         "format": format,
         "bytes": path.stat().st_size,
         "binary_convs": binary_convs,
-        "float_convs": len(lowered.graph.float_convs),
+        "float_convs": len(lowered.graph.float_convs) - eight_bit["convolutions"],
+        "eight_bit": eight_bit,
         "convolutions": [vars(convolution) for convolution in lowered.convolutions],
         **vars(gate),
         "kernels": on_kernels,
@@ -93,7 +98,7 @@ def export_network(
 
 
 def _require_binary(lowered: Lowered) -> None:
-    """The first convolution reads the image and may be float; any other must be binary."""
+    """The first convolution reads the image and may be float; any other must be binary, or meant to have 8 bits."""
     for convolution in lowered.convolutions[1:]:
         if convolution.kind == "float":
             raise InputError(
@@ -118,6 +123,20 @@ def _write(
 
     write_tflite(graph, path, metadata)
     return expose, count_binary_convs
+
+
+def _eight_bit(graph: Graph, path: Path, format: str) -> dict[str, int]:
+    """How many convolutions of `graph` have 8 bits, and how many of these the file at `path` computes in float."""
+    count = integer = len(eight_bit_convs(graph))
+    if count and format == "onnx":
+        import onnx
+
+        from .twins import INTEGER_CONVS, optimised_nodes
+
+        integer = sum(operator in INTEGER_CONVS for operator, _ in optimised_nodes(onnx.load(path)))
+    elif format == "tflite":
+        integer = 0
+    return {"convolutions": count, "kept_in_float": count - integer}
 
 
 def _check_kernels(

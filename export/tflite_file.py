@@ -7,6 +7,7 @@ multiplier [O], bias [O], threshold [O]), the last three -1 if absent; with a th
 
 import json
 import os
+import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,10 +21,10 @@ import numpy as np
 from bnas.profiles.errors import InputError
 
 from .bits import around
-from .graph import BinaryConv, FloatOp, Graph
+from .graph import BinaryConv, FloatOp, Graph, first_alike
 
 if TYPE_CHECKING:
-    from .gate import UnitValues
+    from .gate import Shown
 
 Source = Path | str | bytes
 METADATA_NAME = "bnas"
@@ -255,19 +256,24 @@ class _Tap:
 
 
 class ExposedTflite:
-    """A copy of a .tflite that also returns what goes into and comes out of each binary convolution."""
+    """A copy of a .tflite that also returns what goes into and comes out of each binary convolution, and the values
+    that it rounds to 8 bits."""
 
-    def __init__(self, file: TfliteFile, taps: dict[str, _Tap], data: bytes, indirect_bgemm: bool) -> None:
-        self.taps = taps
+    def __init__(
+        self,
+        file: TfliteFile,
+        taps: dict[str, _Tap],
+        values: dict[str, tuple[int, Callable[[np.ndarray], np.ndarray]]],
+        data: bytes,
+        indirect_bgemm: bool,
+    ) -> None:
+        self.taps, self.values = taps, values
         self.outputs = [int(index) for index in file.subgraph.outputs]
         self._interpreter = libraries()[1].testing.Interpreter(data, use_indirect_bgemm=indirect_bgemm)
 
-    def run(self, *images: np.ndarray) -> tuple[np.ndarray, "dict[str, UnitValues]"]:
-        """images: float32 [N, C, H, W], one array per input of the graph.
-
-        Returns the network's output, [N, classes] or [N, C, H, W], and the values of each unit by name.
-        """
-        from .gate import UnitValues
+    def run(self, *images: np.ndarray) -> "Shown":
+        """images: float32 [N, C, H, W], one array per input of the graph."""
+        from .gate import Shown, UnitValues
 
         found = self._interpreter.predict([_nhwc(array) for array in images])
         values = dict(zip(self.outputs, found if len(self.outputs) > 1 else [found], strict=True))
@@ -275,11 +281,12 @@ class ExposedTflite:
             name: UnitValues(tap.to_x(values[tap.x]), None, tap.to_y(values[tap.y]), tap.stage)
             for name, tap in self.taps.items()
         }
-        return _nchw(values[self.outputs[0]]), units
+        shown = {name: convert(values[index]) for name, (index, convert) in self.values.items()}
+        return Shown(_nchw(values[self.outputs[0]]), units, shown)
 
 
 def expose(path: Source, graph: Graph) -> ExposedTflite:
-    """A runnable copy of the file at `path` that shows each of the graph's binary convolutions.
+    """A runnable copy of the file at `path` that shows the graph's binary convolutions, their inputs and 8-bit values.
 
     A unit's x is its float input, before the shift; its y is `conv * scale + bias`, stage "core". Where the file keeps
     only signs between two convolutions, x is `shift` plus or minus something, and y is +-1, stage "sign": what the next
@@ -290,10 +297,16 @@ def expose(path: Source, graph: Graph) -> ExposedTflite:
     if missing := [unit.name for unit in graph.binary_convs if unit.name not in pairs]:
         raise RuntimeError(f"the .tflite does not hold these binary convolutions: {', '.join(missing)}")
     taps = {unit.name: _tap(file, pairs[unit.name], unit, graph) for unit in graph.binary_convs}
-    shown = [index for tap in taps.values() for index in (tap.x, tap.y)]
+    graph_inputs = [name for name, _ in graph.inputs]
+    values = {
+        unit.x: (taps[unit.name].x, taps[unit.name].to_x)
+        for unit in graph.binary_convs
+        if unit.x not in graph_inputs and file.producers[pairs[unit.name].operator.inputs[0]].name == "LceQuantize"
+    } | _roundings(file, graph)
+    shown = [index for tap in taps.values() for index in (tap.x, tap.y)] + [index for index, _ in values.values()]
     file.subgraph.outputs = list(dict.fromkeys([*map(int, file.subgraph.outputs), *shown]))
     grouped = any(conv.groups > 1 for conv in file.binary_convs)
-    return ExposedTflite(file, taps, file.pack(), indirect_bgemm=grouped)  # the default kernels refuse groups
+    return ExposedTflite(file, taps, values, file.pack(), indirect_bgemm=grouped)  # the default kernels refuse groups
 
 
 def _tap(file: TfliteFile, conv: LceBconv2d, unit: BinaryConv, graph: Graph) -> _Tap:
@@ -302,6 +315,37 @@ def _tap(file: TfliteFile, conv: LceBconv2d, unit: BinaryConv, graph: Graph) -> 
     if conv.writes_bits:
         return _Tap(x, to_x, y, lambda words: _signs(words, len(unit.scale)), "sign")
     return _Tap(x, to_x, y, _unfold(unit, _fold_of(conv, unit, graph)), "core")
+
+
+def rounding_name(value: str) -> str:
+    """How the operator is called that rounds to the graph's `value` of 8 bits."""
+    return "round_" + re.sub(r"[^A-Za-z0-9_.]", "_", value)
+
+
+def _roundings(file: TfliteFile, graph: Graph) -> dict[str, tuple[int, Callable[[np.ndarray], np.ndarray]]]:
+    """The tensor that holds each 8-bit value of the graph in steps from its zero point, and how it becomes the value.
+
+    Raises RuntimeError naming a value that the file does not round.
+    """
+    made: dict[str, int] = {}
+    for operator in file.operators:
+        if operator.name == "ROUND":
+            parts = file.subgraph.tensors[operator.outputs[0]].name.decode().split(";")
+            made |= {part.rpartition("/")[2]: operator.outputs[0] for part in parts}
+    alike = first_alike(graph)
+    found = {}
+    for op in graph.nodes:
+        if isinstance(op, FloatOp) and op.kind == "quantize":
+            index = made.get(rounding_name(alike[op.output]))
+            if index is None:
+                raise RuntimeError(f"the .tflite does not round {op.name} to 8 bits")
+            found[op.output] = (index, _clipped(op))
+    return found
+
+
+def _clipped(op: FloatOp) -> Callable[[np.ndarray], np.ndarray]:
+    scale, zero_point = np.float32(op.attributes["scale"]), op.attributes["zero_point"]
+    return lambda steps: _nchw(np.clip(steps, -zero_point, 255 - zero_point).astype(np.float32) * scale)
 
 
 def _signs(words: np.ndarray, channels: int) -> np.ndarray:

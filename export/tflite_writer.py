@@ -23,8 +23,8 @@ import numpy as np
 from bnas.profiles import atomic
 from bnas.profiles.errors import InputError
 
-from .graph import BinaryConv, FloatOp, Graph, output_shape, same_pads
-from .tflite_file import finish, libraries, unmatched
+from .graph import BinaryConv, FloatOp, Graph, first_alike, output_shape, same_pads
+from .tflite_file import finish, libraries, rounding_name, unmatched
 
 Tensor = Any  # tf.Tensor: [1, H, W, C] or [1, features], float32
 
@@ -102,7 +102,8 @@ def _last_line(log: Any) -> str:
 
 
 def _program(graph: Graph) -> Callable[..., Tensor]:
-    """The network as a function of its NHWC inputs, to be traced."""
+    """The network as a function of its NHWC inputs, to be traced. Float values that are alike are computed once."""
+    alike = first_alike(graph)
 
     def run(*inputs: Tensor) -> Tensor:
         values = dict(zip((name for name, _ in graph.inputs), inputs, strict=True))
@@ -110,6 +111,8 @@ def _program(graph: Graph) -> Callable[..., Tensor]:
             arguments = [values[name] for name in node.inputs]
             if isinstance(node, BinaryConv):
                 values[node.output] = _binary_conv(node, *arguments)
+            elif alike[node.output] in values:
+                values[node.output] = values[alike[node.output]]
             else:
                 values[node.output] = FLOAT_WRITERS[node.kind](node, *arguments)
         return values[graph.output]
@@ -230,19 +233,22 @@ def _linear(op: FloatOp, x: Tensor) -> Tensor:
 
 
 def _avg_pool(op: FloatOp, x: Tensor) -> Tensor:
-    """Windows that cross the bottom or right edge average what is inside: zeros are added, then made up for."""
+    """SAME counts what is inside of the image only; for other pads zeros are added, then made up for."""
     import tensorflow as tf
 
-    kernel, strides = op.attributes["kernel"], op.attributes["strides"]
-    height, width = _size(x)
-    rows, columns = output_shape(op, ((x.shape[3], height, width),))[1:]
-    inside_rows = np.minimum(kernel[0], height - np.arange(rows) * strides[0])
-    inside_columns = np.minimum(kernel[1], width - np.arange(columns) * strides[1])
-    bottom, right = kernel[0] - int(inside_rows[-1]), kernel[1] - int(inside_columns[-1])
-    mean = tf.nn.avg_pool2d(_pad(x, (0, 0, bottom, right), 0.0), kernel, strides, "VALID")
-    if not (bottom or right):
+    kernel, strides, pads = op.attributes["kernel"], op.attributes["strides"], _pads_read(op, x)
+    if pads == same_pads(_size(x), kernel, strides):
+        return tf.nn.avg_pool2d(x, kernel, strides, "SAME")
+    mean = tf.nn.avg_pool2d(_pad(x, pads, 0.0), kernel, strides, "VALID")
+    if not any(pads):
         return mean
-    share = np.outer(inside_rows / kernel[0], inside_columns / kernel[1])
+    _, rows, columns = output_shape(op, ((x.shape[3], *_size(x)),))
+
+    def share_inside(axis: int, count: int) -> np.ndarray:
+        first = np.arange(count) * strides[axis] - pads[axis]
+        return (np.minimum(first + kernel[axis], _size(x)[axis]) - np.maximum(first, 0)) / kernel[axis]
+
+    share = np.outer(share_inside(0, rows), share_inside(1, columns))
     return mean * (1 / share).astype(np.float32)[None, :, :, None]
 
 
@@ -272,6 +278,19 @@ def _flatten(op: FloatOp, x: Tensor) -> Tensor:
     import tensorflow as tf
 
     return tf.reshape(tf.transpose(x, [0, 3, 1, 2]) if len(x.shape) == 4 else x, [1, -1])
+
+
+def _quantize(op: FloatOp, x: Tensor) -> Tensor:
+    """In float, in PyTorch's order: times 1 / scale, then round half to even."""
+    import tensorflow as tf
+
+    scale, zero_point = np.float32(op.attributes["scale"]), op.attributes["zero_point"]
+    steps = tf.round(x * (np.float32(1) / scale), name=rounding_name(op.output))
+    return tf.clip_by_value(steps, -float(zero_point), 255.0 - zero_point) * scale
+
+
+def _slice(op: FloatOp, x: Tensor) -> Tensor:
+    return x[..., op.attributes["start"] : op.attributes["stop"] : op.attributes["step"]]
 
 
 def _float_sign(op: FloatOp, x: Tensor) -> Tensor:
@@ -306,9 +325,10 @@ FLOAT_WRITERS: dict[str, Callable[..., Tensor]] = {
     "avg_pool": _avg_pool,
     "max_pool": _max_pool,
     "concat": _concat,
-    "slice": lambda op, x: x[..., op.attributes["start"] : op.attributes["stop"]],
+    "slice": _slice,
     "global_mean": _global_mean,
     "flatten": _flatten,
+    "quantize": _quantize,
     "sign": _float_sign,
     "pad": _float_pad,
 }

@@ -99,13 +99,16 @@ def optimised_nodes(model: "ModelProto") -> list[tuple[str, str]]:
 
 
 def float_graph(graph: Graph) -> Graph:
-    """The graph with float operators only: what stands in for each binary unit, no signs, padding with zeros."""
+    """The graph with float operators only: what stands in for each binary unit, no signs, padding with zeros.
+
+    Nothing is rounded to 8 bits either; the int8 twin has ranges of its own.
+    """
     renamed: dict[str, str] = {}
     nodes: list[FloatOp] = []
     for node in graph.nodes:
         if isinstance(node, BinaryConv):
             nodes += _float_unit(node, tuple(renamed.get(name, name) for name in node.inputs))
-        elif node.kind == "sign":
+        elif node.kind in ("sign", "quantize"):
             renamed[node.output] = renamed.get(node.inputs[0], node.inputs[0])
         else:
             inputs = tuple(renamed.get(name, name) for name in node.inputs)

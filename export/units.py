@@ -11,11 +11,13 @@ import onnx
 from bnas.profiles.errors import InputError
 from bnas.profiles.workload import FIXED, Workload
 
-from .graph import BinaryConv, FloatOp, Graph, same_pads
+from .eight_bit import LARGEST, eight_bit_convs
+from .graph import BinaryConv, FloatOp, Graph, Node, conv_epilogue, same_pads
 from .onnx_writer import to_onnx
 
-Node = BinaryConv | FloatOp
 Shape = tuple[int, ...]
+BITS = {"binary_conv": (1,), "conv": (8, 32), "quantize": (8,)}  # of the other kinds: 32
+FIXED_SHAPE = (FIXED.in_channels, FIXED.out_channels, FIXED.height, FIXED.width)
 
 
 def unit_model(workload: Workload, seed: int = 0) -> onnx.ModelProto:
@@ -26,73 +28,150 @@ def unit_model(workload: Workload, seed: int = 0) -> onnx.ModelProto:
 def unit_graph(workload: Workload, seed: int = 0) -> Graph:
     """A graph that is this one unit, input "x", output "y".
 
-    A residual is the input itself where the shapes are equal (as in a network), else a second input "residual".
-    Raises InputError for what no writer can express: packed-bit tensors and 8-bit units.
+    A residual is the input itself where the shapes are equal (as in a network), else a second input "residual". The
+    second value of a sum or a concatenation is an input "other". An 8-bit convolution begins with the rounding of its
+    input, which in a network is another unit's. Raises InputError for what no writer can express: packed-bit tensors,
+    and other widths than a kind has.
     """
     w = workload
-    if w.bits != (1 if w.kind == "binary_conv" else 32) or (w.input_format, w.output_format) != ("float", "float"):
-        raise InputError(f"no file can be written for {w.key}; units have float inputs and outputs and 1 or 32 bits")
+    if w.bits not in BITS.get(w.kind, (32,)) or (w.input_format, w.output_format) != ("float", "float"):
+        raise InputError(
+            f"no file can be written for {w.key}; units have float inputs and outputs, and 1 bit if they are a "
+            "binary_conv, 8 if a quantize, 8 or 32 if a conv, else 32"
+        )
+    rng = np.random.default_rng(seed)
     if w.kind == "binary_conv":
-        return _binary_conv(w, np.random.default_rng(seed))
-    return Graph("x", _input_shape(w), "y", tuple(_BUILDERS[w.kind](w, np.random.default_rng(seed))))
+        return _binary_conv(w, rng)
+    if w.kind in ("add", "concat"):
+        return _of_two(w)
+    return Graph("x", _input_shape(w), "y", tuple(_BUILDERS[w.kind](w, rng)))
 
 
 def graph_workloads(graph: Graph) -> tuple[Workload, ...]:
-    """The workload of every unit of `graph`, in order; a float operator that is part of no unit is left out."""
-    shapes = graph.shapes()
-    if [n.kind for n in graph.nodes if isinstance(n, FloatOp)] == ["relu"] and len(graph.nodes) == 1:
-        return (FIXED,)
-    readers: dict[str, list[Node]] = {}
-    producers = {node.output: node for node in graph.nodes}
-    for node in graph.nodes:
-        for name in node.inputs:
-            readers.setdefault(name, []).append(node)
-    found = (workload_of(node, shapes, producers, readers) for node in graph.nodes)
-    return tuple(w for w in found if w is not None)
+    """The workload of every unit of `graph`, in order; a float operator that is part of no unit is left out.
 
-
-def workload_of(
-    node: Node, shapes: dict[str, Shape], producers: dict[str, Node], readers: dict[str, list[Node]]
-) -> Workload | None:
-    """The workload whose unit ends (float convolution: starts) at `node`, or None.
-
-    producers, readers: the node that makes, and the nodes that read, each value.
+    Two graphs are read as `unit_graph` makes them: a ReLU on 1x1x1 is FIXED, and a graph that is one 8-bit convolution
+    holds no rounding of its input besides.
     """
-    if isinstance(node, BinaryConv):
-        return _spatial("binary_conv", 1, node.negative.shape, node, shapes, _unit_epilogue(node))
-    image = shapes[node.inputs[0]]
-    match node.kind:
-        case "conv":
-            epilogue = _conv_epilogue(node, readers)
-            return _spatial("conv", 32, node.attributes["weight"].shape, node, shapes, epilogue)
-        case "linear":
-            source = producers.get(node.inputs[0])
+    found = _Finder(graph).find()
+    if found == (Workload("relu", 32, *FIXED_SHAPE),):
+        return (FIXED,)
+    if [(w.kind, w.bits) for w in found] == [("quantize", 8), ("conv", 8)]:
+        return found[1:]
+    return found
+
+
+class _Finder:
+    """What surrounds each node of a graph, to tell which unit it belongs to."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.nodes = graph.nodes
+        self.shapes, self.producers, self.readers = graph.shapes(), graph.producers(), graph.readers()
+        self.eight_bit = eight_bit_convs(graph)
+        self.taken: set[str] = set()  # values made inside of a unit that begins or ends at another node
+        for conv in graph.float_convs:
+            unit = self.eight_bit.get(conv.output)
+            self.taken |= {op.output for op in self.epilogue(conv) if unit is not None or op.kind != "quantize"}
+        for node in graph.nodes:
+            self.taken |= {part.output for part in self.averaged(node)}
+
+    def find(self) -> tuple[Workload, ...]:
+        found = (self.workload_of(node) for node in self.nodes if node.output not in self.taken)
+        return tuple(w for w in found if w is not None)
+
+    def workload_of(self, node: Node) -> Workload | None:
+        """The workload whose unit ends (float convolution: starts) at `node`, or None."""
+        if isinstance(node, BinaryConv):
+            return self.spatial("binary_conv", 1, node.negative.shape, node, _unit_epilogue(node))
+        before, after = self.shapes[node.inputs[0]], self.shapes[node.output]
+        if node.kind == "conv":
+            bits = 8 if node.output in self.eight_bit else 32
+            return self.spatial("conv", bits, node.attributes["weight"].shape, node, self.conv_epilogue(node))
+        if node.kind == "linear":
+            source = self.producers.get(node.inputs[0])
             if isinstance(source, FloatOp) and source.kind == "global_mean":
-                channels, height, width = shapes[source.inputs[0]]
-                return Workload("head", 32, channels, node.attributes["weight"].shape[0], height, width)
-        case "avg_pool" if node.attributes["kernel"] == node.attributes["strides"] == (2, 2):
-            repeat = next((r for r in readers.get(node.output, []) if _is_repeat(r)), None)
-            channels = image[0] if repeat is None else shapes[repeat.output][0]
-            return Workload("downsample", 32, image[0], channels, image[1], image[2], kernel=2, stride=2)
-        case "concat" if _is_repeat(node):
-            source = producers.get(node.inputs[0])
-            if not (isinstance(source, FloatOp) and source.kind == "avg_pool"):
-                return Workload("duplicate", 32, image[0], shapes[node.output][0], image[1], image[2])
-        case "affine" if (averaged := _averaged(node, producers)) is not None:
-            return Workload("average", 32, shapes[averaged][0], image[0], image[1], image[2])
-    return None
-
-
-def _spatial(
-    kind: str, bits: int, weight: Shape, node: Node, shapes: dict[str, Shape], epilogue: tuple[str, ...]
-) -> Workload | None:
-    """The workload of a convolution; None where it has a form that no workload has (unequal strides, ...)."""
-    geometry = node.attributes if isinstance(node, FloatOp) else vars(node)
-    vertical, horizontal = zip(weight[2:], geometry["strides"], geometry["dilations"], strict=True)
-    if vertical != horizontal:
+                channels, height, width = self.shapes[source.inputs[0]]
+                return Workload("head", 32, channels, after[0], height, width)
+        if len(before) != 3:
+            return None
+        if node.kind in ("avg_pool", "max_pool"):
+            return self.pool(node)
+        channels, size = before[0], before[1:]
+        match node.kind:
+            case "concat" if len(set(node.inputs)) > 1:
+                return Workload("concat", 32, after[0], after[0], *size)
+            case "concat" if not self.is_downsample(self.producers.get(node.inputs[0])):
+                return Workload("duplicate", 32, channels, after[0], *size)
+            case "affine" if parts := self.averaged(node):
+                return Workload("average", 32, self.shapes[parts[-1].inputs[0]][0], channels, *size)
+            case "add":
+                return Workload("add", 32, 2 * channels, channels, *size)
+            case "relu":
+                return Workload("relu", 32, channels, channels, *size)
+            case "quantize":
+                return Workload("quantize", 8, channels, channels, *size)
+            case "slice" if node.attributes["step"] == 2 and channels == 2 * after[0]:
+                parity = "even" if node.attributes["start"] == 0 else "odd"
+                return Workload(f"{parity}_channels", 32, channels, after[0], *size)
         return None
-    channels, height, width = shapes[node.inputs[0]]
-    return Workload(kind, bits, channels, weight[0], height, width, *vertical, geometry["groups"], epilogue)
+
+    def spatial(
+        self, kind: str, bits: int, weight: Shape, node: Node, epilogue: tuple[str, ...] = ()
+    ) -> Workload | None:
+        """The workload of a convolution or pool; None where it has a form that no workload has (unequal strides)."""
+        geometry = node.attributes if isinstance(node, FloatOp) else vars(node)
+        dilations = geometry.get("dilations", (1, 1))
+        vertical, horizontal = zip(weight[2:], geometry["strides"], dilations, strict=True)
+        if vertical != horizontal:
+            return None
+        channels, height, width = self.shapes[node.inputs[0]]
+        groups = geometry.get("groups", 1)
+        return Workload(kind, bits, channels, weight[0], height, width, *vertical, groups, epilogue)
+
+    def pool(self, node: FloatOp) -> Workload | None:
+        channels, height, width = self.shapes[node.inputs[0]]
+        kernel, strides = node.attributes["kernel"], node.attributes["strides"]
+        if self.is_downsample(node):
+            repeat = next((r for r in self.readers.get(node.output, []) if _is_repeat(r)), None)
+            out = channels if repeat is None else self.shapes[repeat.output][0]
+            return Workload("downsample", 32, channels, out, height, width, kernel=2, stride=2)
+        if node.attributes["pads"] != same_pads((height, width), kernel, strides):
+            return None
+        return self.spatial(node.kind, 32, (channels, 1, *kernel), node)
+
+    def is_downsample(self, node: Node | None) -> bool:
+        if not isinstance(node, FloatOp) or node.kind != "avg_pool":
+            return False
+        a = node.attributes
+        _, height, width = self.shapes[node.inputs[0]]
+        same = same_pads((height, width), (2, 2), (2, 2))
+        return bool(a["kernel"] == a["strides"] == (2, 2) and a["pads"] == same)
+
+    def epilogue(self, conv: FloatOp) -> tuple[FloatOp, ...]:
+        return conv_epilogue(conv, self.readers)
+
+    def conv_epilogue(self, conv: FloatOp) -> tuple[str, ...]:
+        kinds = [op.kind for op in self.epilogue(conv)]
+        if kinds[:2] == ["prelu", "affine"]:
+            return ("rprelu",)
+        return tuple(kind for kind in kinds[:1] if kind != "quantize")
+
+    def averaged(self, node: Node) -> list[FloatOp]:
+        """The sums and channel slices in front of `node`, if it is the mean of groups of channels; slices last."""
+        if not isinstance(node, FloatOp) or node.kind != "affine":
+            return []
+        sums, slices, pending = [], [], [node.inputs[0]]
+        while pending:
+            source = self.producers.get(pending.pop())
+            if not isinstance(source, FloatOp) or source.kind not in ("add", "slice"):
+                return []
+            if source.kind == "add":
+                sums.append(source)
+                pending.extend(source.inputs)
+            else:
+                slices.append(source)
+        one_source = len({part.inputs[0] for part in slices}) == 1
+        return [*sums, *slices] if one_source and len(slices) > 1 else []
 
 
 def _unit_epilogue(unit: BinaryConv) -> tuple[str, ...]:
@@ -104,29 +183,8 @@ def _unit_epilogue(unit: BinaryConv) -> tuple[str, ...]:
     return (*residual, "prelu" if unit.slope.any() else "relu")
 
 
-def _conv_epilogue(conv: FloatOp, readers: dict[str, list[Node]]) -> tuple[str, ...]:
-    following = readers.get(conv.output, [])
-    if len(following) == 1 and isinstance(following[0], FloatOp) and following[0].kind in ("relu", "prelu"):
-        return (following[0].kind,)
-    return ()
-
-
 def _is_repeat(node: Node) -> bool:
     return isinstance(node, FloatOp) and node.kind == "concat" and len(set(node.inputs)) == 1
-
-
-def _averaged(node: Node, producers: dict[str, Node]) -> str | None:
-    """The value whose channel slices are summed and divided by their number in front of `node`, if that is so."""
-    parts, pending = [], [node.inputs[0]]
-    while pending:
-        source = producers.get(pending.pop())
-        if not isinstance(source, FloatOp) or source.kind not in ("add", "slice"):
-            return None
-        if source.kind == "add":
-            pending.extend(source.inputs)
-        else:
-            parts.append(source)
-    return parts[0].inputs[0] if len({part.inputs[0] for part in parts}) == 1 and len(parts) > 1 else None
 
 
 def _input_shape(w: Workload) -> tuple[int, int, int]:
@@ -175,28 +233,74 @@ def _binary_conv(w: Workload, rng: np.random.Generator) -> Graph:
 
 
 def _conv(w: Workload, rng: np.random.Generator) -> Iterator[FloatOp]:
-    activation = w.epilogue[0] if w.epilogue else None
-    if w.epilogue not in ((), ("relu",), ("prelu",)):
-        raise InputError(f"no file can be written for {w.key}; a float convolution ends in nothing, relu or prelu")
+    if w.epilogue not in ((), ("relu",), ("prelu",), ("rprelu",)):
+        raise InputError(
+            f"no file can be written for {w.key}; a float or 8-bit convolution ends in nothing, relu, prelu or rprelu"
+        )
+    channels, weight = w.out_channels, _floats(rng, *_weight_shape(w))
     attributes = {
-        "weight": _floats(rng, *_weight_shape(w)),
-        "bias": _floats(rng, w.out_channels),
+        "weight": _on_grid(weight) if w.bits == 8 else weight,
+        "bias": _floats(rng, channels),
         "strides": (w.stride, w.stride),
         "pads": _pads(w),
         "dilations": (w.dilation, w.dilation),
         "groups": w.groups,
     }
-    yield FloatOp("conv", "conv", ("x",), "dots" if activation else "y", attributes)
-    if activation == "prelu":
-        yield FloatOp("prelu", "act", ("dots",), "y", {"slope": _floats(rng, w.out_channels, around=0.25)})
-    elif activation == "relu":
-        yield FloatOp("relu", "act", ("dots",), "y")
+    steps: list[tuple[str, dict]] = [("conv", attributes)]
+    if "relu" in w.epilogue:
+        steps.append(("relu", {}))
+    elif w.epilogue:
+        steps.append(("prelu", {"slope": _floats(rng, channels, around=0.25)}))
+    if "rprelu" in w.epilogue:
+        steps.append(("affine", {"scale": np.ones(channels, np.float32), "bias": _floats(rng, channels)}))
+    if w.bits == 8:
+        low = 0 if "relu" in w.epilogue else 128
+        steps = [("quantize", _rounding(128)), *steps, ("quantize", _rounding(low))]
+    value = "x"
+    for i, (kind, step) in enumerate(steps):
+        output = "y" if i == len(steps) - 1 else f"{kind}{i}"
+        yield FloatOp(kind, output, (value,), output, step)
+        value = output
+
+
+def _on_grid(weight: np.ndarray) -> np.ndarray:
+    """The nearest weights that are whole steps of 1/127 of the largest of their output channel."""
+    step = np.abs(weight).max(axis=(1, 2, 3), keepdims=True) / LARGEST
+    return (np.rint(weight / step) * step).astype(np.float32)
+
+
+def _rounding(zero_point: int) -> dict:
+    return {"scale": float(np.float32(1 / 32)), "zero_point": zero_point}
+
+
+def _quantize(w: Workload, rng: np.random.Generator) -> Iterator[FloatOp]:
+    yield FloatOp("quantize", "round", ("x",), "y", _rounding(128))
+
+
+def _pool(w: Workload, rng: np.random.Generator) -> Iterator[FloatOp]:
+    attributes = {"kernel": (w.kernel, w.kernel), "strides": (w.stride, w.stride), "pads": _pads(w)}
+    yield FloatOp(w.kind, "pool", ("x",), "y", attributes)
+
+
+def _of_two(w: Workload) -> Graph:
+    """A sum or concatenation of "x" and "other"; for its cost it does not matter how many values are set together."""
+    channels = (w.in_channels // 2, w.in_channels - w.in_channels // 2)
+    if w.out_channels != (channels[0] if w.kind == "add" else w.in_channels) or 0 in channels:
+        raise InputError(f"no file can be written for {w.key}; in_channels of add and concat counts both values")
+    shapes = [(count, w.height, w.width) for count in channels]
+    return Graph("x", shapes[0], "y", (FloatOp(w.kind, w.kind, ("x", "other"), "y"),), (("other", shapes[1]),))
+
+
+def _every_second(w: Workload, rng: np.random.Generator) -> Iterator[FloatOp]:
+    start = ("even_channels", "odd_channels").index(w.kind)
+    attributes = {"start": start, "stop": start + 2 * w.out_channels - 1, "step": 2}
+    yield FloatOp("slice", "slice", ("x",), "y", attributes)
 
 
 def _downsample(w: Workload, rng: np.random.Generator) -> Iterator[FloatOp]:
     times = w.out_channels // w.in_channels
     pooled = "pooled" if times > 1 else "y"
-    attributes = {"kernel": (2, 2), "strides": (2, 2), "ceil": bool(w.height % 2 or w.width % 2)}
+    attributes = {"kernel": (2, 2), "strides": (2, 2), "pads": same_pads((w.height, w.width), (2, 2), (2, 2))}
     yield FloatOp("avg_pool", "pool", ("x",), pooled, attributes)
     if times > 1:
         yield FloatOp("concat", "repeat", (pooled,) * times, "y")
@@ -209,7 +313,7 @@ def _duplicate(w: Workload, rng: np.random.Generator) -> Iterator[FloatOp]:
 def _average(w: Workload, rng: np.random.Generator) -> Iterator[FloatOp]:
     groups, width = w.in_channels // w.out_channels, w.out_channels
     for i in range(groups):
-        yield FloatOp("slice", f"part{i}", ("x",), f"part{i}", {"start": i * width, "stop": (i + 1) * width})
+        yield FloatOp("slice", f"part{i}", ("x",), f"part{i}", {"start": i * width, "stop": (i + 1) * width, "step": 1})
     total = "part0"
     for i in range(1, groups):
         yield FloatOp("add", f"sum{i}", (total, f"part{i}"), f"sum{i}")
@@ -224,8 +328,8 @@ def _head(w: Workload, rng: np.random.Generator) -> Iterator[FloatOp]:
     yield FloatOp("linear", "classifier", ("features",), "y", values)
 
 
-def _fixed(w: Workload, rng: np.random.Generator) -> Iterator[FloatOp]:
-    yield FloatOp("relu", "nothing", ("x",), "y")
+def _relu(w: Workload, rng: np.random.Generator) -> Iterator[FloatOp]:
+    yield FloatOp("relu", "relu", ("x",), "y")
 
 
 _BUILDERS = {
@@ -233,6 +337,12 @@ _BUILDERS = {
     "downsample": _downsample,
     "duplicate": _duplicate,
     "average": _average,
+    "max_pool": _pool,
+    "avg_pool": _pool,
+    "relu": _relu,
+    "even_channels": _every_second,
+    "odd_channels": _every_second,
+    "quantize": _quantize,
     "head": _head,
-    "fixed": _fixed,
+    "fixed": _relu,
 }

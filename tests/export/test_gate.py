@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnas.export.capture import Captured, capture
-from bnas.export.gate import ExposedFile, GateError, UnitValues, check, expose_onnx
+from bnas.export.gate import ExposedFile, GateError, Shown, UnitValues, check, expose_onnx
 from bnas.export.lowering import Lowered, lower
 from bnas.export.onnx_writer import write_onnx
 from bnas.export.packing import pack_bits
@@ -68,7 +68,7 @@ def test_a_good_file_passes(case: Case) -> None:
 
 def test_the_onnx_copy_shows_input_residual_and_output(case: Case) -> None:
     _, lowered, images, path = case
-    logits, units = expose_onnx(path, lowered.graph).run(images[:3])
+    logits, units, _ = expose_onnx(path, lowered.graph).run(images[:3])
     assert logits.shape == (3, 6) and list(units) == ["first", "second"]
     for values in units.values():
         assert values.stage == "unit" and values.x.shape == values.y.shape == (3, 4, 6, 6)
@@ -132,8 +132,9 @@ class Altered:
     def __init__(self, file: ExposedFile, change: Callable[[np.ndarray, dict[str, UnitValues]], Run]) -> None:
         self.file, self.change = file, change
 
-    def run(self, images: np.ndarray, /) -> Run:
-        return self.change(*self.file.run(images))
+    def run(self, images: np.ndarray, /) -> Shown:
+        logits, units, values = self.file.run(images)
+        return Shown(*self.change(logits, units), values)
 
 
 def altered(case: Case, change: Callable[[np.ndarray, dict[str, UnitValues]], Run]) -> None:
@@ -177,22 +178,22 @@ def test_signs_at_their_threshold_are_forgiven_unless_they_are_too_many(case: Ca
         def __init__(self, wrong: int) -> None:
             self.wrong, self.seen = wrong, 0
 
-        def run(self, batch: np.ndarray, /) -> Run:
-            logits, units = expose_onnx(path, lowered.graph).run(batch)
+        def run(self, batch: np.ndarray, /) -> Shown:
+            logits, units, values = expose_onnx(path, lowered.graph).run(batch)
             wrong = min(max(self.wrong - self.seen, 0), len(batch))
             self.seen += len(batch)
             x = units["first"].x.copy()
             threshold = np.float32(0) if first.shift is None else first.shift[0]
             x[:wrong, 0, 0, 0] = np.nextafter(threshold, np.float32(-np.inf))
             y = captured.run({first.x: torch.from_numpy(x)}, [first.output])[first.output].numpy()
-            return other_class(logits, wrong), {**units, "first": UnitValues(x, x, y)}
+            return Shown(other_class(logits, wrong), {**units, "first": UnitValues(x, x, y)}, values)
 
     class Shadow(Captured):
         """The PyTorch network, whose value at that place is exactly the threshold."""
 
         def run(self, values: dict[str, Tensor], wanted: list[str]) -> dict[str, Tensor]:
             found = captured.run(values, wanted)
-            if "image" in values:
+            if "logits" in wanted:
                 found[first.x][:, 0, 0, 0] = torch.tensor(0.0 if first.shift is None else first.shift[0])
             return found
 
@@ -274,7 +275,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Case:
 def test_a_file_that_keeps_bits_passes_and_shows_signs(chain: Case) -> None:
     captured, lowered, images, path = chain
     assert check(captured, lowered, expose_onnx(path, lowered.graph), images).argmax_agreement >= 0.997
-    _, units = expose_onnx(path, lowered.graph).run(images[:3])
+    _, units, _ = expose_onnx(path, lowered.graph).run(images[:3])
     assert {name: values.stage for name, values in units.items()} == {
         "first": "sign", "second": "sign", "third": "unit",
     }  # fmt: skip

@@ -160,11 +160,13 @@ def every_operator(rng: np.random.Generator) -> Graph:
             FloatOp("conv", "stem", ("image",), "stem", conv(3, 8, (1, 1, 1, 1))),
             FloatOp("prelu", "prelu", ("stem",), "prelu", {"slope": floats(8)}),
             binary_block(rng, "unit1", "prelu", 8, residual="prelu"),
-            FloatOp("avg_pool", "pool", ("unit1",), "pool", {"kernel": (2, 2), "strides": (2, 2), "ceil": True}),
+            FloatOp(
+                "avg_pool", "pool", ("unit1",), "pool", {"kernel": (2, 2), "strides": (2, 2), "pads": (0, 0, 1, 0)}
+            ),
             FloatOp("concat", "twice", ("pool", "pool"), "twice"),
             FloatOp("affine", "affine", ("twice",), "affine", {"scale": floats(16), "bias": floats(16)}),
-            FloatOp("slice", "half1", ("affine",), "half1", {"start": 0, "stop": 8}),
-            FloatOp("slice", "half2", ("affine",), "half2", {"start": 8, "stop": 16}),
+            FloatOp("slice", "half1", ("affine",), "half1", {"start": 0, "stop": 8, "step": 1}),
+            FloatOp("slice", "half2", ("affine",), "half2", {"start": 1, "stop": 16, "step": 2}),
             FloatOp("add", "sum", ("half1", "half2"), "sum"),
             binary_block(rng, "unit2", "sum", 8),
             FloatOp("max_pool", "max", ("unit2",), "max", {"kernel": (3, 3), "strides": (1, 1), "pads": (1, 1, 1, 1)}),
@@ -195,7 +197,7 @@ def test_every_operator_runs_in_onnxruntime(network: tuple[Graph, Arrays, np.nda
 
 
 def test_an_average_over_the_edge_counts_only_pixels_inside() -> None:
-    attributes = {"kernel": (2, 2), "strides": (2, 2), "ceil": True}
+    attributes = {"kernel": (2, 2), "strides": (2, 2), "pads": (0, 0, 1, 1)}
     graph = Graph("x", (1, 3, 3), "y", (FloatOp("avg_pool", "pool", ("x",), "y", attributes),))
     x = np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)
     np.testing.assert_allclose(session(to_onnx(graph, {})).run(None, {"x": x})[0][0, 0], [[2, 3.5], [6.5, 8]])

@@ -87,9 +87,9 @@ def test_require_binary_names_the_convolution_and_the_reason(tmp_path: Path) -> 
 
 
 def test_a_failing_gate_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(self: gate.ExposedOnnx, images: np.ndarray, /) -> tuple[np.ndarray, dict[str, gate.UnitValues]]:
-        logits, units = run(self, images)
-        return logits, {k: gate.UnitValues(u.x, u.residual, u.y + 1) for k, u in units.items()}
+    def wrong(self: gate.ExposedOnnx, images: np.ndarray, /) -> gate.Shown:
+        shown = run(self, images)
+        return shown._replace(units={k: gate.UnitValues(u.x, u.residual, u.y + 1) for k, u in shown.units.items()})
 
     run = gate.ExposedOnnx.run
     monkeypatch.setattr(gate.ExposedOnnx, "run", wrong)

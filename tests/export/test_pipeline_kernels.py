@@ -53,9 +53,10 @@ def test_both_are_reported(network: Network, tmp_path: Path, monkeypatch: pytest
 
 def test_wrong_kernels_are_named(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong(gate.ExposedOnnx):
-        def run(self, images: np.ndarray, /) -> tuple[np.ndarray, dict[str, gate.UnitValues]]:
-            logits, units = super().run(images)
-            return logits, {name: gate.UnitValues(u.x, u.residual, u.y + 1, u.stage) for name, u in units.items()}
+        def run(self, images: np.ndarray, /) -> gate.Shown:
+            shown = super().run(images)
+            wrong = {name: gate.UnitValues(u.x, u.residual, u.y + 1, u.stage) for name, u in shown.units.items()}
+            return shown._replace(units=wrong)
 
     right = gate.ExposedOnnx
     monkeypatch.setattr(gate, "ExposedOnnx", lambda *given: Wrong(*given) if len(given) == 3 else right(*given))

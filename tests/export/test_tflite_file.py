@@ -107,7 +107,7 @@ def test_constants_are_aligned(file: Path) -> None:
 def test_units_show_their_inputs_and_outputs(file: Path) -> None:
     graph = network()
     images = np.random.default_rng(0).normal(size=(3, CHANNELS, *SIZE)).astype(np.float32)
-    logits, units = expose(file, graph).run(images)
+    logits, units, _ = expose(file, graph).run(images)
     assert logits.shape == (3, CHANNELS)
     assert list(units) == [node.name for node in graph.binary_convs]
     np.testing.assert_array_equal(units["image with shift"].x, images)

@@ -42,7 +42,13 @@ def all_cases(channels: int) -> tuple[Graph, np.ndarray]:
     rng = np.random.default_rng(channels)
     size = SIZES[channels]
     nodes: list[BinaryConv | FloatOp] = [
-        FloatOp("avg_pool", "halve", ("image",), "half", {"kernel": (2, 2), "strides": (2, 2), "ceil": True})
+        FloatOp(
+            "avg_pool",
+            "halve",
+            ("image",),
+            "half",
+            {"kernel": (2, 2), "strides": (2, 2), "pads": same_pads(size, (2, 2), (2, 2))},
+        )
     ]
     for case in CASES:
         kernel, stride, padding, activation, shift, residual = case
@@ -236,7 +242,7 @@ def test_float_operators_compute_what_torch_computes(require: Callable[[str], No
         return name
 
     for groups in (1, 2, 8):
-        for stride, pad, dilation in ((1, 1, 1), (2, 1, 1), (2, 0, 1), (1, 2, 2), (1, 3, 1)):
+        for stride, pad, dilation in ((1, 1, 1), (2, 1, 1), (2, 0, 1), (1, 2, 2), (1, 3, 1), (2, 2, 2)):
             w, b = random(16, 8 // groups, 3, 3), random(16)
             value = functional.conv2d(x, torch.tensor(w), torch.tensor(b), stride, pad, dilation, groups)
             twice = {"strides": (stride, stride), "pads": (pad,) * 4, "dilations": (dilation, dilation)}
@@ -257,19 +263,24 @@ def test_float_operators_compute_what_torch_computes(require: Callable[[str], No
     add("add", x + wanted[affine], ("image", affine))
     add("prelu", functional.prelu(x, torch.tensor(slope)), slope=slope)
     add("relu", x.relu())
-    for kernel, stride, ceil in (
-        ((2, 2), (2, 2), False),
-        ((3, 3), (2, 2), False),
-        ((3, 3), (3, 3), True),
-        ((3, 2), (2, 3), True),
+    for kernel, stride, pad, ceil, pads in (  # the image has 10 x 8 pixels; pads: what the windows read
+        ((2, 2), (2, 2), 0, False, (0, 0, 0, 0)),
+        ((3, 3), (2, 2), 0, False, (0, 0, 0, 0)),
+        ((3, 3), (3, 3), 0, True, (0, 0, 2, 1)),
+        ((3, 2), (2, 3), 0, True, (0, 0, 1, 0)),
+        ((3, 3), (1, 1), 1, False, (1, 1, 1, 1)),
+        ((3, 3), (2, 2), 0, True, (0, 0, 1, 1)),
+        ((3, 3), (2, 2), 1, False, (1, 1, 0, 0)),
+        ((3, 3), (2, 2), 1, True, (1, 1, 2, 2)),
+        ((2, 2), (3, 3), 0, True, (0, 0, 1, 0)),
     ):
-        value = functional.avg_pool2d(x, kernel, stride, ceil_mode=ceil, count_include_pad=False)
-        add("avg_pool", value, kernel=kernel, strides=stride, ceil=ceil)
-    for kernel, stride, pad in ((2, 2, 0), (3, 2, 1), (3, 1, 1)):
-        value = functional.max_pool2d(x, kernel, stride, pad)
-        add("max_pool", value, kernel=(kernel, kernel), strides=(stride, stride), pads=(pad,) * 4)
+        value = functional.avg_pool2d(x, kernel, stride, pad, ceil_mode=ceil, count_include_pad=False)
+        add("avg_pool", value, kernel=kernel, strides=stride, pads=pads)
+        value = functional.max_pool2d(x, kernel, stride, pad, ceil_mode=ceil)
+        add("max_pool", value, kernel=kernel, strides=stride, pads=pads)
     add("concat", torch.cat([x, wanted[affine]], 1), ("image", affine))
-    add("slice", x[:, 2:5], start=2, stop=5)
+    for start, stop, step in ((2, 5, 1), (0, 7, 2), (1, 8, 2), (1, 8, 3)):
+        add("slice", x[:, start:stop:step], start=start, stop=stop, step=step)
     mean = add("global_mean", x.mean((2, 3)))
     add("prelu", functional.prelu(wanted[mean], torch.tensor(slope)), (mean,), slope=slope)
     flat = add("flatten", x.flatten(1))

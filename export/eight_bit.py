@@ -1,0 +1,85 @@
+"""Convolutions in 8 bits, recognised by value: whole-numbered weights on whole-numbered inputs.
+
+Inputs are uint8 with one scale and zero point; weights are int8, symmetric, with one scale per output channel
+(Krishnamoorthi 2018, arXiv 1806.08342, sections 2.2 and 3.1). Training computes with the rounded values in float; here
+the integers behind them are found again.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .graph import FloatOp, Graph, conv_epilogue
+
+LARGEST = 127  # so that -w is there for every w
+GRID_TOLERANCE = 1e-3  # of a step; folding a batch-norm in float64 and rounding to float32 moves weights by up to 3e-5
+BIAS_LIMIT = 2**30  # an int32 sum of a bias and up to 33,000 products stays inside
+BIAS_PRECISION = 2**24  # steps of a bias whose channel has no weight
+
+
+@dataclass(frozen=True, eq=False)
+class EightBitConv:
+    """conv(dequantised x, integers * scale) with what follows it.
+
+    integers: int8 [out, in/groups, kh, kw] in [-127, 127]; scale: float32 [out], a zero channel's is any.
+    x_scale: of the quantised input. epilogue: as `graph.conv_epilogue`.
+    """
+
+    conv: FloatOp
+    integers: np.ndarray
+    scale: np.ndarray
+    x_scale: float
+    epilogue: tuple[FloatOp, ...]
+
+    @property
+    def bias_scale(self) -> np.ndarray:
+        """float32 [out]: what one of the integer sums counts."""
+        return np.float32(self.x_scale) * self.scale
+
+    def integer_bias(self) -> np.ndarray | None:
+        """int32 [out], the bias in units of `bias_scale`; None where a runtime cannot compute the unit in integers.
+
+        That takes an output that is rounded to 8 bits right behind the convolution; a ReLU in between is the same as
+        the lower end of the range where that is zero.
+        """
+        if not self.epilogue or self.epilogue[-1].kind != "quantize":
+            return None
+        *between, last = self.epilogue
+        if between and not (between[0].kind == "relu" and last.attributes["zero_point"] == 0):
+            return None
+        steps = np.rint(self.conv.attributes["bias"].astype(np.float64) / self.bias_scale)
+        return steps.astype(np.int32) if np.abs(steps).max() <= BIAS_LIMIT else None
+
+
+def eight_bit_convs(graph: Graph) -> dict[str, EightBitConv]:
+    """The 8-bit convolutions of `graph` in order, by the name of the convolution's value."""
+    producers, readers = graph.producers(), graph.readers()
+    found = {}
+    for conv in graph.float_convs:
+        source = producers.get(conv.inputs[0])
+        integers = integer_weights(conv.attributes["weight"])
+        if integers is None or not isinstance(source, FloatOp) or source.kind != "quantize":
+            continue
+        x_scale = source.attributes["scale"]
+        bias = np.abs(conv.attributes["bias"])
+        free = np.where(bias > 0, bias / (x_scale * BIAS_PRECISION), 1)
+        largest = _largest(conv.attributes["weight"])
+        scale = np.where(largest > 0, largest / LARGEST, free).astype(np.float32)
+        found[conv.output] = EightBitConv(conv, integers, scale, x_scale, conv_epilogue(conv, readers))
+    return found
+
+
+def integer_weights(weight: np.ndarray) -> np.ndarray | None:
+    """int8 like `weight` [out, in/groups, kh, kw], each channel of which is these times max |w| / 127; None if not."""
+    if not np.isfinite(weight).all():
+        return None
+    largest = _largest(weight).reshape(-1, 1, 1, 1)
+    with np.errstate(all="ignore"):
+        steps = np.where(largest > 0, weight.astype(np.float64) * LARGEST / largest, 0)
+    whole = np.rint(steps)
+    return whole.astype(np.int8) if (np.abs(steps - whole) <= GRID_TOLERANCE).all() else None
+
+
+def _largest(weight: np.ndarray) -> np.ndarray:
+    """max |w| of each output channel, float64 [out]."""
+    return np.abs(weight.astype(np.float64)).reshape(len(weight), -1).max(axis=1)
