@@ -10,17 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from .augment import DeviceSplit
+from .binary.layers import Quantize
 from .training.trainer import accuracy
 
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, forward: Callable[[Tensor], Tensor], images: list[Tensor]) -> None:
-    """Rebuild the running mean and variance of every batch-norm `forward` reaches from batches of [B, C, H, W]."""
+    """Rebuild what `forward` reaches from batches of [B, C, H, W]: the running mean and variance of batch-norms, and
+    the ranges of 8-bit values."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [m.momentum for m in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average
+    for module in model.modules():
+        if isinstance(module, Quantize):
+            module.reset_range()
     model.train()
     for batch in images:
         forward(batch)

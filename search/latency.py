@@ -7,18 +7,20 @@ import numpy as np
 from bnas.profiles.errors import InputError
 from bnas.profiles.table import LatencyTable
 
-from .spaces import Architecture, ChainSpace
+from .spaces import Architecture, SearchSpace
 
 
 @dataclass(frozen=True, eq=False)
 class LatencyModel:
-    """T(arch) = fixed_ms + sum over d of candidate_ms[d][choice d]; the same number `LatencyTable.latency_ms` gives.
+    """T(arch) = fixed_ms + sum over genes g of candidate_ms[g][choice g]; what `LatencyTable.latency_ms` gives.
 
-    The table's whole-network estimate is linear in its rows, so splitting it by decision is exact.
+    The table's whole-network estimate is linear in its rows, so splitting it by gene is exact, and so is
+    decision_ms[d][k], the part of candidate k of decision d: a gene's part is the sum over the decisions it sets.
     """
 
-    space: ChainSpace
+    space: SearchSpace
     fixed_ms: float
+    decision_ms: tuple[np.ndarray, ...]
     candidate_ms: tuple[np.ndarray, ...]
 
     def ms(self, arch: Architecture) -> float:
@@ -31,15 +33,19 @@ class LatencyModel:
         return self.space.architecture([int(ms.argmin()) for ms in self.candidate_ms])
 
 
-def latency_model(space: ChainSpace, table: LatencyTable) -> LatencyModel:
+def latency_model(space: SearchSpace, table: LatencyTable) -> LatencyModel:
     """Raises InputError if the table covers a unit of the space neither by a row nor by a cost model."""
-    ends = (space.stem, space.head)
+    ends = space.fixed_workloads()
     fixed = table.latency_ms(ends)
-    parts = tuple(
-        np.array([table.latency_ms((*ends, *layer.workloads(c))) - fixed for c in layer.decision.candidates])
-        for layer in space.layers
+
+    def part(decision: int, candidate: int) -> float:
+        return table.latency_ms((*ends, *space.candidate_workloads(decision, candidate))) - fixed
+
+    decisions = tuple(
+        np.array([part(d, k) for k in range(len(decision.candidates))]) for d, decision in enumerate(space.decisions)
     )
-    return LatencyModel(space, fixed, parts)
+    genes = tuple(np.array([sum(decisions[d][k] for d, k in taken) for taken in g.settings]) for g in space.genes)
+    return LatencyModel(space, fixed, decisions, genes)
 
 
 def median_ms(model: LatencyModel, samples: int = 200, seed: int = 0) -> float:
@@ -63,7 +69,7 @@ def repair(
 ) -> tuple[int, ...]:
     """The genome moved under the limit, deterministically: repeatedly the swap with the least score loss per ms saved.
 
-    scores[d][k] estimates how good candidate k is at decision d, in any unit. Equal losses take the smallest saving
+    scores[d][k] estimates how good candidate k is for gene d, in any unit. Equal losses take the smallest saving
     that meets the limit, else the largest saving. Precondition: `check_limit` passed.
     """
     genome = list(indices)

@@ -1,52 +1,47 @@
-"""From a space to torch: the parts of a chain, the network of one architecture, and how its parts are made."""
+"""The network of one architecture, made from its steps."""
+
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
-from bnas.profiles.workload import Workload
-
-from .binary.blocks import Plain, Widened
-from .spaces.architecture import Architecture
-from .spaces.chain import IDENTITY, ChainSpace, Layer, kernel_and_expansion
-
-
-def make_stem(stem: Workload, *, affine: bool = True) -> nn.Module:
-    """Float convolution and batch-norm: the signs that follow are taken of a zero-centred image."""
-    return nn.Sequential(
-        nn.Conv2d(stem.in_channels, stem.out_channels, stem.kernel, stem.stride, padding=stem.kernel // 2, bias=False),
-        nn.BatchNorm2d(stem.out_channels, affine=affine),
-    )
-
-
-def make_candidate(layer: Layer, candidate: str, *, affine: bool = True) -> nn.Module:
-    """The module of one candidate, with fresh weights."""
-    if candidate == IDENTITY:
-        return nn.Identity()
-    kernel, expansion = kernel_and_expansion(candidate)
-    if expansion == 1:
-        return Plain(layer.in_channels, layer.out_channels, kernel, layer.stride, affine=affine)
-    return Widened(layer.in_channels, kernel, expansion, affine=affine)
-
-
-class Head(nn.Module):
-    """Global average pool and linear classifier: [N, C, H, W] -> [N, classes]."""
-
-    def __init__(self, head: Workload) -> None:
-        super().__init__()
-        self.linear = nn.Linear(head.in_channels, head.out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x.mean(dim=(2, 3)))
+from .binary.layers import Style
+from .binary.units import make_unit
+from .spaces.wiring import IMAGE, Step
 
 
 class Network(nn.Module):
-    """The network of one architecture: [N, C, H, W] float -> [N, classes]."""
+    """[N, C, H, W] float -> [N, classes]. A step's module lies at the path that is its name."""
 
-    def __init__(self, space: ChainSpace, arch: Architecture) -> None:
+    def __init__(self, steps: Sequence[Step], style: Style | None = None) -> None:
         super().__init__()
-        self.stem = make_stem(space.stem)
-        pairs = zip(space.layers, arch.choices, strict=True)
-        self.blocks = nn.Sequential(*(make_candidate(layer, c) for layer, c in pairs if c != IDENTITY))
-        self.head = Head(space.head)
+        self._plan = attach(self, steps, style)
+        last_reader = {name: i for i, step in enumerate(steps) for name in step.inputs}
+        self._done: list[list[str]] = [[] for _ in steps]  # values that nobody reads after step i
+        for name, i in last_reader.items():
+            self._done[i].append(name)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(self.stem(x)))
+        values = {IMAGE: x}
+        for (step, unit), done in zip(self._plan, self._done, strict=True):
+            values[step.name] = unit(*(values[name] for name in step.inputs))
+            for name in done:
+                del values[name]
+        return values[self._plan[-1][0].name]
+
+
+def attach(
+    root: nn.Module, steps: Iterable[Step], style: Style | None, *, affine: bool = True
+) -> list[tuple[Step, nn.Module]]:
+    """Make the module of every step, in order, and hang it into `root` at the step's dotted name."""
+    made = []
+    for step in steps:
+        *path, leaf = step.name.split(".")
+        place = root
+        for part in path:
+            if not hasattr(place, part):
+                place.add_module(part, nn.Module())
+            place = getattr(place, part)
+        unit = make_unit(step.unit, style, affine=affine)
+        place.add_module(leaf, unit)
+        made.append((step, unit))
+    return made

@@ -15,7 +15,7 @@ from . import settings
 
 if TYPE_CHECKING:
     from bnas.profiles.schema import Calibration, Profile
-    from bnas.search.spaces import ChainSpace
+    from bnas.search.spaces import SearchSpace
 
 UNCALIBRATED_ERROR = 0.3
 
@@ -148,7 +148,7 @@ def do_build(
     return profile
 
 
-def _calibrate(space: ChainSpace, measured: Profile, networks: int, seconds: float, report: Progress) -> Calibration:
+def _calibrate(space: SearchSpace, measured: Profile, networks: int, seconds: float, report: Progress) -> Calibration:
     """Fit the whole-network estimate to random networks, exported and measured."""
     import numpy as np
     import torch

@@ -219,18 +219,3 @@ class QuantizedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, int8_weight(self.weight), None)
-
-
-class BinaryUnit(nn.Module):
-    """act(batch_norm(binary_conv(x)) + residual): the unit of docs/architecture.md. residual: [N, out, H', W']."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, *, affine: bool = True
-    ) -> None:
-        super().__init__()
-        self.conv = BinaryConv2d(in_channels, out_channels, kernel, stride)
-        self.norm = nn.BatchNorm2d(out_channels, affine=affine)
-        self.act = RPReLU(out_channels)
-
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)) + residual)

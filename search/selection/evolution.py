@@ -61,8 +61,8 @@ def evolve(
     logging.getLogger("optuna").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space = latency.space
-    names = [d.id for d in space.decisions]
-    distributions = {d.id: optuna.distributions.CategoricalDistribution(d.candidates) for d in space.decisions}
+    names = [g.id for g in space.genes]
+    distributions = {g.id: optuna.distributions.CategoricalDistribution(g.candidates) for g in space.genes}
 
     class Repairing(optuna.samplers.NSGAIISampler):
         """NSGA-II whose every genome, the first random ones too, is repaired before it is stored."""
@@ -106,14 +106,14 @@ def evolve(
     known: dict[tuple[int, ...], float] = {}
     done: list[tuple[tuple[int, ...], float]] = []
     for trial in study.get_trials(deepcopy=False, states=complete):
-        genome = tuple(d.candidates.index(trial.params[d.id]) for d in space.decisions)
+        genome = tuple(g.candidates.index(trial.params[g.id]) for g in space.genes)
         done.append((genome, trial.values[0]))
         known[genome] = trial.values[0]
     while len(done) < evaluations:
         generator = np.random.default_rng((seed, len(done)))
         study.sampler = Repairing(population_size=population, seed=int(generator.integers(2**31)))
         trial = study.ask(distributions)
-        genome = tuple(d.candidates.index(trial.params[d.id]) for d in space.decisions)
+        genome = tuple(g.candidates.index(trial.params[g.id]) for g in space.genes)
         if genome not in known:
             known[genome] = score(genome)
         study.tell(trial, [known[genome], latency.ms_of(genome)])

@@ -1,44 +1,45 @@
-"""`tiny`: a short chain of binary residual blocks for small images; kernel, width and depth are searched."""
+"""`tiny`: a short chain of binary residual blocks; kernel, width and depth are searched."""
 
-from bnas.profiles.errors import InputError
-from bnas.profiles.workload import Workload
+from functools import partial
 
 from .architecture import Decision
-from .chain import IDENTITY, ChainSpace, Layer
+from .blocks import bireal, identity, widened
+from .options import Settings
+from .space import SearchSpace, chain_genes
+from .wiring import IMAGE, Describe, Value, Wiring
 
-BLOCKS = ("k3e1", "k3e2", "k5e1", IDENTITY)
-REDUCTIONS = ("k3e1", "k5e1")
-BLOCKS_PER_STAGE = 3
+OPTIONS: dict[str, tuple[str, ...]] = {}
+STRIDES = {"micro": 2, "cifar": 8, "imagenet": 32}
+STEMS = {"micro": (1,), "cifar": (2,), "imagenet": (2, 2)}
+STAGES = {"micro": (32, 32), "cifar": (64, 128, 256), "imagenet": (64, 128, 256, 512)}
+BLOCKS = {"micro": (3, 2), "cifar": (3, 3, 3), "imagenet": (3, 3, 3, 3)}
+REDUCTIONS = {"micro": (1, 3), "cifar": (3, 5), "imagenet": (3, 5)}  # kernels
 
 
-def tiny(shape: tuple[int, int, int], classes: int) -> ChainSpace:
-    """Two stages (32 and 64 channels) up to 16 pixels, three (64, 128, 256) behind a stride-2 stem above.
+def tiny(settings: Settings) -> SearchSpace:
+    """A few stages of residual blocks; a block keeps its shape, a reduction halves the image and may double channels.
 
-    shape: (channels, height, width). Images are 8 to 32 pixels a side with sides divisible by every stride.
-    Raises InputError for other shapes.
+    A block's name says what it is: `k3e1` is one 3x3 unit, `k5e2` would widen twofold with a 5x5 unit and return with
+    a 1x1 unit.
     """
-    channels, height, width = shape
-    small = max(height, width) <= 16
-    stem_stride, widths = (1, (32, 64)) if small else (2, (64, 128, 256))
-    multiple = stem_stride * 2 ** (len(widths) - 1)
-    if channels not in (1, 3):
-        raise InputError(f"space 'tiny' takes images of 1 or 3 channels, got {channels}")
-    if classes < 2:
-        raise InputError(f"space 'tiny' needs at least 2 classes, got {classes}")
-    if not all(8 <= side <= 32 and side % multiple == 0 for side in (height, width)):
-        raise InputError(
-            f"space 'tiny' takes images of 8 to 32 pixels a side, divisible by {multiple} here, got {height}x{width}; "
-            "choose a size with --image-size"
-        )
-    stem = Workload("conv", 32, channels, widths[0], height, width, kernel=3, stride=stem_stride)
-    layers: list[Layer] = []
-    height, width = stem.out_height, stem.out_width
-    for stage, stage_width in enumerate(widths):
-        for block in range(BLOCKS_PER_STAGE):
-            decision = Decision(f"stage{stage + 1}.block{block + 1}", BLOCKS)
-            layers.append(Layer(decision, stage_width, stage_width, 1, height, width))
-        if stage + 1 < len(widths):
-            decision = Decision(f"reduction{stage + 1}", REDUCTIONS)
-            layers.append(Layer(decision, stage_width, widths[stage + 1], 2, height, width))
-            height, width = height // 2, width // 2
-    return ChainSpace("tiny", shape, classes, stem, tuple(layers))
+    w, stages = Wiring(), STAGES[settings.instance]
+    x = Value(IMAGE, *settings.shape)
+    for number, stride in enumerate(STEMS[settings.instance]):
+        x = w.conv(f"stem{number}", x, stages[0], 3, stride)
+    decisions = []
+    blocks = {"k3e1": (3, 1), "k3e2": (3, 2), "k5e1": (5, 1)}
+    kept: dict[str, Describe] = {name: partial(widened, kernel=k, expansion=e) for name, (k, e) in blocks.items()}
+    kept["identity"] = identity
+    for stage, width in enumerate(stages):
+        if stage:
+            halved = {f"k{k}e1": partial(bireal, out=width, kernel=k, stride=2) for k in REDUCTIONS[settings.instance]}
+            decisions.append(Decision(f"reduction{stage}", tuple(halved)))
+            x = w.choice(f"layers.{len(decisions) - 1}", len(decisions) - 1, x, halved)
+        for block in range(BLOCKS[settings.instance][stage]):
+            decisions.append(Decision(f"stage{stage + 1}.block{block + 1}", tuple(kept)))
+            x = w.choice(f"layers.{len(decisions) - 1}", len(decisions) - 1, x, kept)
+    w.step("head", "head", x, out=settings.classes)
+    return SearchSpace(
+        "tiny", settings.instance, settings.shape, settings.classes, settings.given, tuple(decisions),
+        chain_genes(decisions), w.template,
+    )  # fmt: skip

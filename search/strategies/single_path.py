@@ -10,12 +10,12 @@ from ..augment import DeviceSplit
 from ..evaluate import calibration_batches, score
 from ..latency import LatencyModel, check_limit
 from ..selection.evolution import Trial, evolve, winner
-from ..spaces import ChainSpace
+from ..spaces import SearchSpace
 from ..supernet import Supernet
 from ..training.recipes import Budget
 from ..training.trainer import Progress, fit
 
-Sampler = Callable[[ChainSpace, int, int], tuple[int, ...]]  # (space, seed, step) -> gates
+Sampler = Callable[[SearchSpace, int, int], tuple[int, ...]]  # (space, seed, step) -> genome
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ def search(task: SearchTask, sampler: Sampler) -> SearchResult:
         supernet = Supernet(space).to(task.device)
     losses = fit(
         supernet,
-        lambda images, step: supernet(images, sampler(space, task.seed, step)),
+        lambda images, step: supernet(images, space.gates(sampler(space, task.seed, step))),
         task.train,
         task.budget.supernet,
         seed=task.seed,
@@ -65,7 +65,7 @@ def search(task: SearchTask, sampler: Sampler) -> SearchResult:
     trials = evolve(
         task.latency,
         task.limit_ms,
-        lambda gates: score(supernet, gates, calibration, task.validation),
+        lambda genome: score(supernet, space.gates(genome), calibration, task.validation),
         evaluations=task.budget.evaluations,
         population=task.budget.population,
         seed=task.seed,

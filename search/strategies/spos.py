@@ -7,17 +7,17 @@ selection is NSGA-II on accuracy and latency with the limit held by repair (ther
 
 import numpy as np
 
-from ..spaces import ChainSpace
+from ..spaces import SearchSpace
 from . import single_path
 from .single_path import SearchResult, SearchTask
 
 SOURCE = "Single Path One-Shot Neural Architecture Search with Uniform Sampling (Guo et al., ECCV 2020)"
 
 
-def uniform(space: ChainSpace, seed: int, step: int) -> tuple[int, ...]:
+def uniform(space: SearchSpace, seed: int, step: int) -> tuple[int, ...]:
     """One path, uniform over all architectures; a function of (seed, step) alone."""
     rng = np.random.default_rng((seed, step))
-    return tuple(int(rng.integers(len(d.candidates))) for d in space.decisions)
+    return tuple(int(rng.integers(len(gene.candidates))) for gene in space.genes)
 
 
 def search(task: SearchTask) -> SearchResult:

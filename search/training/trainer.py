@@ -33,7 +33,7 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Adam with decoupled decay on float matrices and kernels only: decay would flip the signs of 1-bit weights."""
-    binary = {id(m.weight) for m in model.modules() if isinstance(m, BinaryConv2d)}
+    binary = {id(p) for m in model.modules() if isinstance(m, BinaryConv2d) for p in m.parameters()}
     decayed = [p for p in model.parameters() if p.dim() >= 2 and p.shape[0] > 1 and id(p) not in binary]
     chosen = {id(p) for p in decayed}
     rest = [p for p in model.parameters() if id(p) not in chosen]
@@ -81,6 +81,8 @@ def fit(
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step, steps)
+        for conv in binary_convs:
+            conv.progress = step / steps
         logits = forward(augment(images, generator, **augmentation), step)
         loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
