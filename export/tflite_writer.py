@@ -219,7 +219,9 @@ def _conv(op: FloatOp, x: Tensor) -> Tensor:
     v = _pad(x, _pads_read(op, x), 0.0)
     if groups > 1 and groups == x.shape[3] and a["strides"][0] == a["strides"][1]:
         kernel = weight.reshape(groups, -1, *weight.shape[2:]).transpose(2, 3, 0, 1)
-        v = tf.nn.depthwise_conv2d(v, kernel, [1, *a["strides"], 1], "VALID", dilations=a["dilations"])
+        v = tf.raw_ops.DepthwiseConv2dNative(  # tf.nn's wrapper is wrong for strides with dilations
+            input=v, filter=kernel, strides=[1, *a["strides"], 1], padding="VALID", dilations=[1, *a["dilations"], 1]
+        )
     else:
         kernel = weight.transpose(2, 3, 1, 0)
         v = tf.nn.conv2d(v, kernel, a["strides"], "VALID", dilations=a["dilations"])

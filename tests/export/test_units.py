@@ -1,5 +1,7 @@
 """Every kind of workload, from the table of kinds, as a graph and a file of its own, and found again."""
 
+from collections.abc import Callable
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnas.export.graph import FloatOp, Graph
+from bnas.export.tflite_writer import to_tflite
 from bnas.export.twins import optimised_nodes
 from bnas.export.units import BITS, graph_workloads, unit_graph, unit_model
 from bnas.profiles.errors import InputError
@@ -69,6 +72,40 @@ def test_a_workload_is_found_again_in_its_graph_and_runs(kind: str, data: st.Dat
     assert np.isfinite(result).all()
     read = sum(np.prod(shape) for name, shape in graph.inputs if name != "residual")
     assert read == workload.in_channels * workload.height * workload.width
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_unit_computes_the_same_in_both_formats(kind: str, require: Callable[[str], None]) -> None:
+    """Up to rounding, and single steps of 1/32 of values of 8 bits."""
+    require("tensorflow")
+    require("larq_compute_engine")
+    from larq_compute_engine.tflite.python.interpreter import Interpreter
+
+    for bits in BITS.get(kind, (32,)):
+        workload = FIXED if kind == "fixed" else example(kind, bits)
+        graph = unit_graph(workload)
+        rng = np.random.default_rng(0)
+        inputs = {name: rng.standard_normal((3, *shape)).astype(np.float32) for name, shape in graph.inputs}
+        session = onnxruntime.InferenceSession(
+            unit_model(workload).SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        wanted = session.run(None, inputs)[0]
+        images = [np.ascontiguousarray(array.transpose(0, 2, 3, 1)) for array in inputs.values()]
+        found = Interpreter(to_tflite(graph, {})).predict(images)
+        difference = np.abs((found.transpose(0, 3, 1, 2) if found.ndim == 4 else found) - wanted)
+        assert difference.max() <= (1 / 32 if bits == 8 else 1e-4) and (difference > 1e-4).mean() < 0.01
+
+
+def example(kind: str, bits: int) -> Workload:
+    """A workload of whole words and with what there is: stride, odd sizes, activation."""
+    if kind in ("binary_conv", "conv"):
+        return Workload(kind, bits, 64, 64, 9, 8, 3, 2, epilogue=("relu",) if bits == 8 else ("rprelu",))
+    if kind in ("max_pool", "avg_pool"):
+        return Workload(kind, bits, 64, 64, 9, 8, 3, 2)
+    if kind in ("downsample", "duplicate"):
+        return Workload(kind, bits, 32, 64, 9, 8, *((2, 2) if kind == "downsample" else (1, 1)))
+    halves = kind in ("average", "add", "even_channels", "odd_channels", "head")
+    return Workload(kind, bits, 64, 32 if halves else 64, 9, 8)
 
 
 def test_the_fixed_cost_is_one_operator() -> None:
