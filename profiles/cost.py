@@ -33,6 +33,8 @@ def params(w: Workload) -> int:
     if w.kind in ("binary_conv", "conv"):
         shifts = w.in_channels if w.kind == "binary_conv" else 0
         return weights(w) + 2 * w.out_channels + shifts + _activation_params(w)
+    if w.kind == "norm":
+        return 2 * w.out_channels
     return weights(w) + w.out_channels if w.kind == "head" else 0
 
 
@@ -50,8 +52,8 @@ def constant_bytes(w: Workload) -> int:
     Scale, bias and shift for 1 bit; a scale of each channel's integers and a bias for 8, with scale and zero point of
     the input; a bias for 32; and what the activation has.
     """
-    if w.kind == "head":
-        return 4 * w.out_channels
+    if w.kind in ("head", "norm"):
+        return 4 * params(w) - 4 * weights(w)
     if w.kind not in ("binary_conv", "conv"):
         return 0
     values = {1: 2 * w.out_channels + w.in_channels, 8: 2 * w.out_channels, 32: w.out_channels}[w.bits]

@@ -14,6 +14,7 @@ KINDS = {
     "max_pool": "maximum over the part of a window that is inside of the image",
     "avg_pool": "mean over the part of a window that is inside of the image",
     "relu": "max(x, 0) alone",
+    "norm": "x * scale + bias per channel alone",
     "quantize": "values rounded to 8 bits",
     "add": "sum of two values, in_channels counts both",
     "concat": "two or more values behind each other, in_channels counts all",

@@ -91,8 +91,8 @@ class Pool(nn.Module):
 
     def __init__(self, w: Workload) -> None:
         super().__init__()
-        if w.kernel != 3 or w.height % 2 != w.width % 2:
-            raise ValueError(f"{w.key}: pools are 3x3 on sizes that are both even or both odd")
+        if w.kernel != 3 or (w.stride == 2 and w.height % 2 != w.width % 2):
+            raise ValueError(f"{w.key}: pools are 3x3, with stride 2 on sizes that are both even or both odd")
         self.maximum, self.stride = w.kind == "max_pool", w.stride
         self.after = w.stride == 2 and w.height % 2 == 0
 
@@ -101,6 +101,17 @@ class Pool(nn.Module):
         if self.maximum:
             return F.max_pool2d(x, 3, self.stride, padding, ceil_mode=self.after)
         return F.avg_pool2d(x, 3, self.stride, padding, ceil_mode=self.after, count_include_pad=False)
+
+
+class Norm(nn.Module):
+    """Batch-norm alone: what a search measures a block by."""
+
+    def __init__(self, w: Workload, affine: bool) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(w.out_channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x)
 
 
 class Add(nn.Module):
@@ -144,6 +155,7 @@ UNITS: dict[str, Callable[[Workload, Style, bool], nn.Module]] = {
     "max_pool": lambda w, style, affine: Pool(w),
     "avg_pool": lambda w, style, affine: Pool(w),
     "relu": lambda w, style, affine: nn.ReLU(),
+    "norm": lambda w, style, affine: Norm(w, affine),
     "quantize": lambda w, style, affine: Quantize(),
     "add": lambda w, style, affine: Add(),
     "concat": lambda w, style, affine: Concat(),

@@ -25,16 +25,16 @@ NEW_TRIES = 20
 
 @dataclass(frozen=True)
 class Trial:
-    """One scored architecture. accuracy: 0 to 1 on the validation slice, with the supernet's weights."""
+    """One scored architecture. score: what the method maximises, such as accuracy, 0 to 1, on the validation slice."""
 
     architecture: Architecture
-    accuracy: float
+    score: float
     latency_ms: float
 
     def to_dict(self) -> dict:
         return {
             "choices": list(self.architecture.choices),
-            "accuracy": self.accuracy,
+            "score": self.score,
             "latency_ms": self.latency_ms,
         }
 
@@ -143,7 +143,7 @@ def winner(trials: list[Trial], images: int) -> Trial:
     Supernet accuracies on `images` validation images that close are the same number; among equals the one that uses
     more of the allowed time has more room to learn when it is trained alone. Remaining ties: more accurate, then name.
     """
-    best = max(t.accuracy for t in trials)
+    best = max(t.score for t in trials)
     error = (best * (1 - best) / images) ** 0.5
-    equals = [t for t in trials if t.accuracy >= best - max(error, 1 / images)]
-    return max(equals, key=lambda t: (t.latency_ms, t.accuracy, t.architecture.name))
+    equals = [t for t in trials if t.score >= best - max(error, 1 / images)]
+    return max(equals, key=lambda t: (t.latency_ms, t.score, t.architecture.name))

@@ -1,75 +1,128 @@
-"""The loop single-path methods share: train a supernet one path a step, then select among paths under a limit."""
+"""The loop that single-path methods share: train a supernet by passes through it, score, select under the limit.
 
-from collections.abc import Callable
+A method fills the slots of `Method`; users may mix them.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ..augment import DeviceSplit
-from ..evaluate import calibration_batches, score
-from ..latency import LatencyModel, check_limit
-from ..selection.evolution import Trial, evolve, winner
+from ..indicators import Indicators, frozen_but, with_indicators
+from ..latency import check_limit
 from ..spaces import SearchSpace
-from ..supernet import Supernet
-from ..training.recipes import Budget
-from ..training.trainer import Progress, fit
+from ..supernet import Gate, Supernet
+from ..training.trainer import Learn, fit
+from .task import SearchResult, SearchTask, Stopwatch, digest
 
-Sampler = Callable[[SearchSpace, int, int], tuple[int, ...]]  # (space, seed, step) -> genome
-
-
-@dataclass(frozen=True, eq=False)
-class SearchTask:
-    """All a strategy is given. folder: where its checkpoints live, so that the same task continues there."""
-
-    latency: LatencyModel
-    limit_ms: float
-    train: DeviceSplit
-    validation: DeviceSplit
-    augmentation: dict
-    budget: Budget
-    seed: int
-    device: torch.device
-    folder: Path
-    progress: Progress
+Passes = Sequence[Sequence[Gate]]
 
 
 @dataclass(frozen=True)
-class SearchResult:
-    """best is one of trials; losses: the supernet's mean loss per epoch."""
+class Method:
+    """The slots of a single-path method.
 
-    best: Trial
-    trials: tuple[Trial, ...]
+    passes: (space, seed, step, steps) -> the gates of every pass of one optimizer step; the gradients of the passes add
+        up, and those of shared parameters are divided by the number of passes.
+    select: (task, supernet, space, stopwatch) -> how the trained supernet becomes a result, see `selection` below.
+    trainable: which parameters are trained: "all", or of the batch-norms "last" (of each candidate) or "norms" (all).
+    indicators: "" (batch-norms without gamma: candidates share scale), "block" (each candidate ends in a batch-norm
+        whose gamma scores it), or "layer" (in addition, a parallel batch-norm on the input of layers that keep shape).
+    initialiser: a key of initialisers.INITIALISERS, or "" for the layers' own.
+    """
+
+    passes: Callable[[SearchSpace, int, int, int], Passes]
+    select: Callable[[SearchTask, "Trained"], SearchResult]
+    trainable: str = "all"
+    indicators: str = ""
+    initialiser: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """The supernet after training. space: the task's, with the indicators that the method asked for."""
+
+    supernet: Supernet
+    space: SearchSpace
     losses: tuple[float, ...]
+    steps: int
+    initial_hash: str
+    stopwatch: Stopwatch
+
+    def indicators(self) -> Indicators:
+        return Indicators(self.supernet, self.space)
 
 
-def search(task: SearchTask, sampler: Sampler) -> SearchResult:
+def search(task: SearchTask, method: Method) -> SearchResult:
     """Raises InputError if the limit cannot be met."""
-    space = task.latency.space
     check_limit(task.latency, task.limit_ms)
+    stopwatch = Stopwatch()
+    trained = train(task, method, stopwatch)
+    return method.select(task, trained)
+
+
+def train(task: SearchTask, method: Method, stopwatch: Stopwatch) -> Trained:
+    space = with_indicators(task.space, method.indicators) if method.indicators else task.space
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.seed)
-        supernet = Supernet(space).to(task.device)
-    losses = fit(
-        supernet,
-        lambda images, step: supernet(images, space.gates(sampler(space, task.seed, step))),
-        task.train,
-        task.budget.supernet,
-        seed=task.seed,
-        augmentation=task.augmentation,
-        path=task.folder / "supernet.safetensors",
-        stage="supernet",
-        progress=task.progress,
-    )
-    calibration = calibration_batches(task.train, task.budget.calibration_images)
-    trials = evolve(
-        task.latency,
-        task.limit_ms,
-        lambda genome: score(supernet, space.gates(genome), calibration, task.validation),
-        evaluations=task.budget.evaluations,
-        population=task.budget.population,
-        seed=task.seed,
-        path=task.folder / "trials.db",
-        progress=task.progress,
-    )
-    return SearchResult(winner(trials, len(task.validation)), tuple(trials), tuple(losses))
+        supernet = Supernet(space, affine=bool(method.indicators)).to(task.device)
+        if method.initialiser:
+            from ..initialisers import INITIALISERS
+
+            INITIALISERS[method.initialiser](supernet, task.seed)
+    frozen_but(supernet, space, method.trainable)
+    initial = digest(dict(supernet.named_parameters()))
+    recipe = task.budget.supernet
+    per_epoch = -(-len(task.train) // recipe.batch_size)
+    with stopwatch.phase("supernet"):
+        losses = fit(
+            supernet,
+            passing(supernet, space, method, task.seed, recipe.epochs * per_epoch, recipe.label_smoothing),
+            task.train,
+            recipe,
+            seed=task.seed,
+            augmentation=task.augmentation,
+            path=task.folder / "supernet.safetensors",
+            stage="supernet",
+            progress=task.progress,
+        )
+    return Trained(supernet, space, tuple(losses), recipe.epochs * per_epoch, initial, stopwatch)
+
+
+def passing(
+    supernet: Supernet, space: SearchSpace, method: Method, seed: int, steps: int, label_smoothing: float
+) -> Learn:
+    """One step of the optimizer: a forward and a backward pass for each element of `method.passes`, on the same batch.
+
+    Parameters outside of all choices get the mean of the passes' gradients (FairNAS, Chu et al. 2021, algorithm 1,
+    sums them; the sum would make their step m times as large as a candidate's).
+    """
+    shared = shared_parameters(supernet, space)
+
+    def learn(images: Tensor, labels: Tensor, step: int) -> Tensor:
+        passes = method.passes(space, seed, step, steps)
+        total = torch.zeros((), device=labels.device)
+        for gates in passes:
+            loss = F.cross_entropy(supernet(images, gates), labels, label_smoothing=label_smoothing)
+            loss.backward()
+            total += loss.detach()
+        if len(passes) > 1:
+            for parameter in shared:
+                if parameter.grad is not None:
+                    parameter.grad /= len(passes)
+        return total / len(passes)
+
+    return learn
+
+
+def shared_parameters(supernet: nn.Module, space: SearchSpace) -> list[nn.Parameter]:
+    """The parameters that every path runs: those of no candidate."""
+    from ..spaces.wiring import Choice
+
+    candidates = {
+        step.name for item in space.template if isinstance(item, Choice) for b in item.blocks for step in b or ()
+    }
+    inside = {id(p) for name in candidates for p in supernet.get_submodule(name).parameters()}
+    return [p for p in supernet.parameters() if id(p) not in inside]

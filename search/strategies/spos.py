@@ -8,17 +8,21 @@ selection is NSGA-II on accuracy and latency with the limit held by repair (ther
 import numpy as np
 
 from ..spaces import SearchSpace
-from . import single_path
-from .single_path import SearchResult, SearchTask
+from .selecting import by_evolution
+from .single_path import Method, Passes, search
+from .task import SearchResult, SearchTask
 
 SOURCE = "Single Path One-Shot Neural Architecture Search with Uniform Sampling (Guo et al., ECCV 2020)"
 
 
-def uniform(space: SearchSpace, seed: int, step: int) -> tuple[int, ...]:
-    """One path, uniform over all architectures; a function of (seed, step) alone."""
+def uniform(space: SearchSpace, seed: int, step: int, steps: int = 0) -> Passes:
+    """One path, uniform over all architectures, in cells over those that can be derived; of (seed, step) alone."""
     rng = np.random.default_rng((seed, step))
-    return tuple(int(rng.integers(len(gene.candidates))) for gene in space.genes)
+    return [space.gates([int(rng.integers(len(gene.candidates))) for gene in space.genes])]
 
 
-def search(task: SearchTask) -> SearchResult:
-    return single_path.search(task, uniform)
+METHOD = Method(passes=uniform, select=by_evolution)
+
+
+def run(task: SearchTask) -> SearchResult:
+    return search(task, METHOD)

@@ -10,7 +10,7 @@ from .. import checkpoint
 from ..augment import DeviceSplit
 from ..spaces import Architecture, space_of
 from .recipes import Recipe
-from .trainer import Progress, accuracy, fit
+from .trainer import Progress, accuracy, descend, fit
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def train(
         network = space.build(arch).to(device)
     losses = fit(
         network,
-        lambda images, step: network(images),
+        descend(lambda images, step: network(images), recipe),
         train_split,
         recipe,
         seed=seed,

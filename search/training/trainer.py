@@ -19,7 +19,7 @@ from ..binary.layers import BinaryConv2d
 from .recipes import Recipe
 
 SAVE_EVERY_S = 30.0
-Forward = Callable[[Tensor, int], Tensor]  # (images, step) -> logits
+Learn = Callable[[Tensor, Tensor, int], Tensor]  # (images, labels, step) -> mean loss; leaves gradients behind
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
 
@@ -34,9 +34,10 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Adam with decoupled decay on float matrices and kernels only: decay would flip the signs of 1-bit weights."""
     binary = {id(p) for m in model.modules() if isinstance(m, BinaryConv2d) for p in m.parameters()}
-    decayed = [p for p in model.parameters() if p.dim() >= 2 and p.shape[0] > 1 and id(p) not in binary]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.dim() >= 2 and p.shape[0] > 1 and id(p) not in binary]
     chosen = {id(p) for p in decayed}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
+    rest = [p for p in trained if id(p) not in chosen]
     return torch.optim.AdamW(
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}],
         lr=recipe.learning_rate,
@@ -44,9 +45,20 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
+def descend(forward: Callable[[Tensor, int], Tensor], recipe: Recipe) -> Learn:
+    """The plain step: cross-entropy of the logits forward(images [B, C, H, W], step)."""
+
+    def learn(images: Tensor, labels: Tensor, step: int) -> Tensor:
+        loss = F.cross_entropy(forward(images, step), labels, label_smoothing=recipe.label_smoothing)
+        loss.backward()
+        return loss.detach()
+
+    return learn
+
+
 def fit(
     model: nn.Module,
-    forward: Forward,
+    learn: Learn,
     data: DeviceSplit,
     recipe: Recipe,
     *,
@@ -58,10 +70,12 @@ def fit(
 ) -> list[float]:
     """Train `model` in place; checkpoint to `path` after each epoch and every 30 s; continue from it if it exists.
 
-    forward(images [B, C, H, W], step) gives the logits of that step. Returns the mean loss of each epoch.
+    Only parameters that require a gradient are trained. learn(images [B, C, H, W], labels [B], step) is called once for
+    each step of the optimizer. Returns the mean loss of each epoch.
     """
     optimizer = make_optimizer(model, recipe)
     binary_convs = [m for m in model.modules() if isinstance(m, BinaryConv2d)]
+    clipped = [conv for conv in binary_convs if conv.weight.requires_grad]
     per_epoch = math.ceil(len(data) / recipe.batch_size)
     steps = recipe.epochs * per_epoch
     step, losses, running = 0, [], torch.zeros(())
@@ -83,14 +97,12 @@ def fit(
             group["lr"] = learning_rate(recipe, step, steps)
         for conv in binary_convs:
             conv.progress = step / steps
-        logits = forward(augment(images, generator, **augmentation), step)
-        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = learn(augment(images, generator, **augmentation), labels, step)
         optimizer.step()
-        for conv in binary_convs:
+        for conv in clipped:
             conv.clip()
-        running = running.to(loss.device) + loss.detach()
+        running = running.to(loss.device) + loss
         step += 1
         if step % per_epoch == 0:
             losses = [*losses, running.item() / per_epoch]
