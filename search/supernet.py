@@ -11,7 +11,7 @@ from .network import attach
 from .spaces.space import SearchSpace
 from .spaces.wiring import IMAGE, Choice, Step, Sum
 
-Gate: TypeAlias = int | tuple[int, Tensor] | Tensor
+Gate: TypeAlias = int | tuple[int, Tensor] | list[tuple[int, Tensor | float]] | Tensor
 Plan = list[tuple[Step, nn.Module]]
 
 
@@ -22,6 +22,7 @@ class Supernet(nn.Module):
         hard  (k, g), g a scalar tensor    g * o_k(x)                 GDAS, ProxylessNAS: g is 1, and carries a gradient
         soft  float tensor [K]             sum over k of g_k o_k(x)   DARTS and its kin, SNAS
         mask  bool tensor [K]              sum of the o_k(x) kept     One-Shot
+        some  list of (k, g)               sum of their g o_k(x)      soft, where most candidates are gone
 
     What does not run costs nothing, and its parameters keep `grad is None`. A candidate `none` contributes nothing.
     affine: whether batch-norms have gamma and beta; without, candidates share scale (SPOS, Guo et al. 2020).
@@ -69,7 +70,9 @@ def _choose(
     if isinstance(gate, tuple):
         value = run(gate[0])
         return None if value is None else gate[1] * value
-    if gate.dtype == torch.bool:
+    if isinstance(gate, list):
+        results = [None if plans[k] is None else g * run(k) for k, g in gate]  # type: ignore[operator]
+    elif gate.dtype == torch.bool:
         results = [run(k) for k, keep in enumerate(gate.tolist()) if keep]
     else:
         results = [None if value is None else gate[k] * value for k, value in enumerate(map(run, range(len(plans))))]

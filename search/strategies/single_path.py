@@ -4,7 +4,7 @@ A method fills the slots of `Method`; users may mix them.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,9 @@ def train(task: SearchTask, method: Method, stopwatch: Stopwatch) -> Trained:
             INITIALISERS[method.initialiser](supernet, task.seed)
     frozen_but(supernet, space, method.trainable)
     initial = digest(dict(supernet.named_parameters()))
+    passes = len(method.passes(space, task.seed, 0, 1))
     recipe = task.budget.supernet
+    recipe = replace(recipe, epochs=max(1, recipe.epochs // passes))  # methods of several passes cost the same
     per_epoch = -(-len(task.train) // recipe.batch_size)
     with stopwatch.phase("supernet"):
         losses = fit(
