@@ -97,8 +97,11 @@ def fit(
             group["lr"] = learning_rate(recipe, step, steps)
         for conv in binary_convs:
             conv.progress = step / steps
+        images = augment(images, generator, **augmentation)
+        if images.device.type == "cpu":  # depthwise convolutions learn up to three times as fast so
+            images = images.contiguous(memory_format=torch.channels_last)
         optimizer.zero_grad(set_to_none=True)
-        loss = learn(augment(images, generator, **augmentation), labels, step)
+        loss = learn(images, labels, step)
         optimizer.step()
         for conv in clipped:
             conv.clip()
