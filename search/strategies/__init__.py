@@ -1,6 +1,19 @@
 """Search methods by name. A method is one short file that fills the slots of its loop."""
 
-from . import bn_nas, di_nas, fairnas, one_shot, random_search, spos
+from . import (
+    amended_darts,
+    bn_nas,
+    darts,
+    darts_plus,
+    darts_second,
+    di_nas,
+    fairnas,
+    gdas,
+    one_shot,
+    random_search,
+    snas,
+    spos,
+)
 
 STRATEGIES = {
     "random": random_search,
@@ -9,4 +22,10 @@ STRATEGIES = {
     "fairnas": fairnas,
     "bn-nas": bn_nas,
     "di-nas": di_nas,
+    "darts": darts,
+    "darts-second": darts_second,
+    "amended-darts": amended_darts,
+    "darts-plus": darts_plus,
+    "gdas": gdas,
+    "snas": snas,
 }

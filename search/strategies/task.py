@@ -44,7 +44,8 @@ class SearchResult:
 
     losses: of the supernet, per epoch; steps: of its optimizer. initial_hash and state_hash are digests of what the
     method learns about candidates (scores, indicators, relaxed choices), before and after. certificate: the proof of
-    a selection, where there is one. seconds: by phase, of this process.
+    a selection, where there is one. curves: what else was seen, per epoch; one that is shorter than losses began later.
+    seconds: by phase, of this process.
     """
 
     best: Trial
@@ -55,6 +56,7 @@ class SearchResult:
     initial_hash: str
     state_hash: str
     certificate: str | None = None
+    curves: dict[str, list[float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
 
 

@@ -22,23 +22,29 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a search spends. evaluations: architectures scored; calibration_images: to rebuild batch-norm statistics."""
+    """What a search spends. evaluations: architectures scored; calibration_images: to rebuild batch-norm statistics.
+
+    relaxed: for supernets in which all candidates run at once, a step of which costs that of as many paths; None: as
+    supernet.
+    """
 
     supernet: Recipe
     evaluations: int
     population: int
     calibration_images: int
     training: Recipe
+    relaxed: Recipe | None = None
 
     def to_dict(self) -> dict:
         return asdict(self)
 
 
 BUDGETS = {
-    "smoke": Budget(Recipe(6, 128), 24, 8, 512, Recipe(8)),
-    "default": Budget(Recipe(40, 128), 64, 16, 1024, Recipe(40)),
+    "smoke": Budget(Recipe(6, 128), 24, 8, 512, Recipe(8), Recipe(2, 64)),
+    "default": Budget(Recipe(40, 128), 64, 16, 1024, Recipe(40), Recipe(25, 64)),
     # SPOS as published: 120 and 240 epochs of batch 1,024; 20 generations of 50; 25,600 calibration images.
-    "paper": Budget(Recipe(120, 1024), 1000, 50, 25_600, Recipe(240, 1024)),
+    # DARTS as published: 50 epochs of batch 64.
+    "paper": Budget(Recipe(120, 1024), 1000, 50, 25_600, Recipe(240, 1024), Recipe(50, 64)),
 }
 
 
