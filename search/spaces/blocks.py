@@ -2,7 +2,7 @@
 
 from .wiring import Value, Wiring
 
-GROUP = 32  # channels of a group where a grouped 1-bit convolution takes the place of a depthwise one
+GROUP = 32  # channels of a group where a 1-bit convolution takes a depthwise one's place; all where 32 do not divide
 DEPTHWISE = {
     "float": 32,
     "int8": 8,
@@ -43,7 +43,8 @@ def spatial(w: Wiring, name: str, x: Value, kernel: int, stride: int, bits: int,
     channels. The shortcut goes around it, too, so that real values pass through the whole block.
     """
     if bits == 1:
-        return w.binary(name, x, x.channels, kernel, stride, groups=max(1, x.channels // GROUP), dilation=dilation)
+        groups = 1 if x.channels % GROUP else x.channels // GROUP
+        return w.binary(name, x, x.channels, kernel, stride, groups=groups, dilation=dilation)
     passed = w.shortcut(f"{name}_shortcut", x, x.channels, stride)
     y = w.conv(name, x, x.channels, kernel, stride, bits=bits, groups=x.channels, dilation=dilation)
     return w.step(f"{name}_sum", "add", y, passed, out=x.channels)

@@ -123,8 +123,10 @@ def cells(settings: Settings) -> SearchSpace:
     channels = int(settings["channels"] or (BINARY_CHANNELS if lowest == 1 else FLOAT_CHANNELS)[instance])
     if layers < 2:
         raise InputError(f"layers={layers} of space 'cells' must be at least 2: a normal and a reduction cell")
-    if lowest == 1 and channels % 4:
-        raise InputError(f"channels={channels} of space 'cells' must be a multiple of 4, better of 32, for 1-bit cells")
+    least = 4 if lowest == 1 else 2  # the first of three stems has half as many
+    if channels % least:
+        advice = ", better of 32, for 1-bit cells" if lowest == 1 else ""
+        raise InputError(f"channels={channels} of space 'cells' must be a multiple of {least}{advice}")
     table: dict[str, Operation] = {}
     for bits in widths:
         for name, describe in operations(bits, settings["ops"], settings["depthwise"]).items():
@@ -213,9 +215,7 @@ def from_genotype(space: SearchSpace, text: str) -> Architecture:
         if len(edges) != 2 * NODES:
             raise InputError(f"genotype: {field} has {len(edges)} edges, expected {2 * NODES}, two for each node")
         for node in range(NODES):
-            pair = sorted(
-                ((_translated(name, known), int(i)) for name, i in edges[2 * node : 2 * node + 2]), key=_input
-            )
+            pair = sorted(((_translated(name, known), i) for name, i in edges[2 * node : 2 * node + 2]), key=_input)
             (first, i), (second, j) = pair
             candidate = f"{first}@{i}+{second}@{j}"
             gene = next(g for g in space.genes if g.id == f"{type}.node{2 + node}")
@@ -238,12 +238,14 @@ def _fields(text: str) -> dict[str, list[tuple[str, int]]]:
         raise problem
     try:
         call = ast.parse(f"f({match[1]})", mode="eval").body
-        assert isinstance(call, ast.Call)
-        fields = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg in ("normal", "reduce")}
-        concats = {w.arg: ast.unparse(w.value) for w in call.keywords if w.arg in ("normal_concat", "reduce_concat")}
-        edges = {name: [(str(op), int(i)) for op, i in fields[name]] for name in ("normal", "reduce")}
-    except (SyntaxError, ValueError, TypeError, KeyError, AssertionError):
+        words = {word.arg: word.value for word in call.keywords} if isinstance(call, ast.Call) else {}
+        fields = {name: ast.literal_eval(words[name]) for name in ("normal", "reduce")}
+        edges = {name: [(op, i) for op, i in field] for name, field in fields.items()}
+        concats = {name: ast.unparse(words[name]) for name in ("normal_concat", "reduce_concat") if name in words}
+    except (SyntaxError, ValueError, TypeError, KeyError, RecursionError, MemoryError):
         raise problem from None
+    if not all(isinstance(op, str) and type(i) is int for field in edges.values() for op, i in field):
+        raise problem
     for name, nodes in concats.items():
         if re.sub(r"\s", "", nodes) not in ("range(2,6)", "[2,3,4,5]", "(2,3,4,5)"):
             raise InputError(f"genotype: {name}={nodes} is not supported; a cell's result is all of its nodes 2 to 5")
