@@ -11,6 +11,7 @@ import numpy as np
 
 from .graph import FloatOp, Graph, conv_epilogue
 
+KEEPS_LEVELS = ("relu", "max_pool", "slice")  # give values of the same levels, of which 0 is one
 LARGEST = 127  # so that -w is there for every w
 GRID_TOLERANCE = 1e-3  # of a step; folding a batch-norm in float64 and rounding to float32 moves weights by up to 3e-5
 BIAS_LIMIT = 2**30  # an int32 sum of a bias and up to 33,000 products stays inside
@@ -22,19 +23,19 @@ class EightBitConv:
     """conv(dequantised x, integers * scale) with what follows it.
 
     integers: int8 [out, in/groups, kh, kw] in [-127, 127]; scale: float32 [out], a zero channel's is any.
-    x_scale: of the quantised input. epilogue: as `graph.conv_epilogue`.
+    source: the `quantize` whose levels the input has. epilogue: as `graph.conv_epilogue`.
     """
 
     conv: FloatOp
     integers: np.ndarray
     scale: np.ndarray
-    x_scale: float
+    source: FloatOp
     epilogue: tuple[FloatOp, ...]
 
     @property
     def bias_scale(self) -> np.ndarray:
         """float32 [out]: what one of the integer sums counts."""
-        return np.float32(self.x_scale) * self.scale
+        return np.float32(self.source.attributes["scale"]) * self.scale
 
     def integer_bias(self) -> np.ndarray | None:
         """int32 [out], the bias in units of `bias_scale`; None where a runtime cannot compute the unit in integers.
@@ -57,15 +58,16 @@ def eight_bit_convs(graph: Graph) -> dict[str, EightBitConv]:
     found = {}
     for conv in graph.float_convs:
         source = producers.get(conv.inputs[0])
+        while isinstance(source, FloatOp) and source.kind in KEEPS_LEVELS:
+            source = producers.get(source.inputs[0])
         integers = integer_weights(conv.attributes["weight"])
         if integers is None or not isinstance(source, FloatOp) or source.kind != "quantize":
             continue
-        x_scale = source.attributes["scale"]
         bias = np.abs(conv.attributes["bias"])
-        free = np.where(bias > 0, bias / (x_scale * BIAS_PRECISION), 1)
+        free = np.where(bias > 0, bias / (source.attributes["scale"] * BIAS_PRECISION), 1)
         largest = _largest(conv.attributes["weight"])
         scale = np.where(largest > 0, largest / LARGEST, free).astype(np.float32)
-        found[conv.output] = EightBitConv(conv, integers, scale, x_scale, conv_epilogue(conv, readers))
+        found[conv.output] = EightBitConv(conv, integers, scale, source, conv_epilogue(conv, readers))
     return found
 
 

@@ -8,6 +8,7 @@ opset 18, because the oldest supported runtime (1.17) refuses newer ones. `onnx.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,14 @@ def _conv(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
 def _eight_bit_conv(body: _Body, unit: EightBitConv) -> None:
     """A convolution between DequantizeLinear and QuantizeLinear, which runtimes compute in integers.
 
-    They do so only if its bias is given in whole steps of the sums; where they cannot, it keeps its value.
+    They do so only if its bias is given in whole steps of the sums; where they cannot, it keeps its value. An input
+    that comes through other operators is rounded to its levels once more, which changes nothing but is looked for.
     """
     op, bias = unit.conv, unit.integer_bias()
+    if op.inputs[0] != unit.source.output:
+        levels = f"{op.output}.levels"
+        _quantize(body, replace(unit.source, inputs=op.inputs, output=levels), ())
+        op = replace(op, inputs=(levels,))
     weight = _dequantised(body, f"{op.output}.weight", unit.integers, unit.scale)
     if bias is None:
         _conv_node(body, op, weight, body.constant(f"{op.output}.bias", op.attributes["bias"].astype(np.float32)))

@@ -104,6 +104,8 @@ class _Finder:
                 return Workload("duplicate", 32, channels, after[0], *size)
             case "affine" if parts := self.averaged(node):
                 return Workload("average", 32, self.shapes[parts[-1].inputs[0]][0], channels, *size)
+            case "affine":
+                return Workload("norm", 32, channels, channels, *size)
             case "add":
                 return Workload("add", 32, 2 * channels, channels, *size)
             case "relu":
@@ -328,6 +330,11 @@ def _head(w: Workload, rng: np.random.Generator) -> Iterator[FloatOp]:
     yield FloatOp("linear", "classifier", ("features",), "y", values)
 
 
+def _norm(w: Workload, rng: np.random.Generator) -> Iterator[FloatOp]:
+    values = {"scale": _floats(rng, w.out_channels, around=1.0), "bias": _floats(rng, w.out_channels)}
+    yield FloatOp("affine", "norm", ("x",), "y", values)
+
+
 def _relu(w: Workload, rng: np.random.Generator) -> Iterator[FloatOp]:
     yield FloatOp("relu", "relu", ("x",), "y")
 
@@ -340,6 +347,7 @@ _BUILDERS = {
     "max_pool": _pool,
     "avg_pool": _pool,
     "relu": _relu,
+    "norm": _norm,
     "even_channels": _every_second,
     "odd_channels": _every_second,
     "quantize": _quantize,

@@ -247,6 +247,29 @@ def test_tflite_rounds_like_torch_in_float(tmp_path: Path, require: Callable[[st
     assert report["argmax_agreement"] == 1 and report["step_flips"] < 1e-4 * rounded_values(graph)
 
 
+class Between(nn.Module):
+    """Operators between two units that leave 8-bit values among their levels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(F.relu(x), 3, 1, 1)[:, 1::2]
+
+
+@pytest.mark.parametrize("format", ["onnx", "tflite"])
+def test_pools_relus_and_slices_keep_8_bits(format: str, tmp_path: Path, require: Callable[[str], None]) -> None:
+    if format == "tflite":
+        require("tensorflow")
+        require("larq_compute_engine")
+    torch.manual_seed(0)
+    network = Network([Unit(3, 16, 3, "none"), Between(), Unit(8, 8, 3, groups=8), Unit(8, 8, 1)], 8).eval()
+    report = export_network(network, IMAGES, tmp_path / f"net.{format}", format, {}, twins=False)
+    assert report["eight_bit"] == {"convolutions": 3, "kept_in_float": 0 if format == "onnx" else 3}
+    found = graph_workloads(lower(capture(network, torch.from_numpy(IMAGES[:2]))).graph)
+    assert [(w.kind, w.bits) for w in found] == [
+        ("quantize", 8), ("conv", 8), ("relu", 32), ("max_pool", 32), ("odd_channels", 32), ("conv", 8), ("conv", 8),
+        ("head", 32),
+    ]  # fmt: skip
+
+
 class Shared(nn.Module):
     """Two equal roundings of one value, which a compiler may compute once, and one that differs."""
 

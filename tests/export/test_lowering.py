@@ -1,5 +1,6 @@
 """Networks written in plain torch, as a user may write them; the graph must compute what they compute."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -16,6 +17,7 @@ from bnas.export.onnx_writer import to_onnx
 from bnas.export.units import graph_workloads
 from bnas.profiles.errors import InputError
 from bnas.profiles.workload import Workload
+from bnas.search.spaces import SPACES, make_space
 
 
 def below(x: Tensor, t: Tensor) -> Tensor:
@@ -311,12 +313,20 @@ def test_an_unknown_operator_is_named_with_its_module(body: Callable[[Tensor], T
     assert "in body " in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("size", [8, 12])
-def test_the_workloads_of_a_searched_network_are_those_of_its_file(size: int) -> None:
-    tiny = pytest.importorskip("bnas.search.spaces.tiny")
-    space = tiny.tiny((1, size, size), 10)
-    rng = np.random.default_rng(size)
-    arch = space.random(rng)
-    result = lowered(space.build(arch), (1, size, size))
-    assert graph_workloads(result.graph) == space.workloads(arch)
-    assert all(c.kind == "binary" for c in result.convolutions[1:])
+def space_texts() -> list[str]:
+    """Every space, with every width of its candidates that it can have alone."""
+    return [
+        f"{name}:bits={bits}" if bits else name
+        for name, module in SPACES.items()
+        for bits in module.OPTIONS.get("bits", ("",))
+        if "+" not in bits
+    ]
+
+
+@pytest.mark.parametrize("text", space_texts())
+def test_the_workloads_of_a_searched_network_are_those_of_its_file(text: str) -> None:
+    space = make_space(text, (1, 8, 8), 10)
+    arch = space.random(np.random.default_rng(0))
+    result = lower(capture(space.build(arch), torch.randn(2, 1, 8, 8)))
+    found, predicted = Counter(graph_workloads(result.graph)), Counter(space.workloads(arch))
+    assert (found - predicted, predicted - found) == (Counter(), Counter())

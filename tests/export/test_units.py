@@ -16,7 +16,7 @@ from bnas.profiles.errors import InputError
 from bnas.profiles.workload import FIXED, KINDS, Workload
 
 ACTIVATIONS = [(), ("relu",), ("prelu",), ("rprelu",)]
-KEEPS_CHANNELS = ("max_pool", "avg_pool", "relu", "quantize")
+KEEPS_CHANNELS = ("norm", "relu", "quantize")
 
 
 @st.composite
