@@ -151,7 +151,7 @@ CURVATURES: dict[str, Callable[[Logits, Sequence[Tensor], Tensor, int], Slope]] 
 
 
 def discrepant(slope: Slope, t: Tensor, weight: float, distance: str = "frobenius") -> tuple[Tensor, Tensor]:
-    """(D, g + weight * grad D), a scalar and [P]. With weight 0 the gradient is that of l_C, the objective of CP-NAS."""
+    """(D, g + weight * grad D), a scalar and [P]. With weight 0 the second is g: the objective of CP-NAS."""
     value, outward = DISTANCES[distance](slope.gradient, t)
     if weight == 0:
         return value, slope.gradient
