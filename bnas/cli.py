@@ -18,6 +18,8 @@ from .commands.export import export
 from .commands.profiles import profiles
 from .commands.report import report
 from .commands.search import search
+from .commands.show import show
+from .commands.spaces import spaces
 from .commands.train import train
 from .console import errors
 
@@ -34,6 +36,8 @@ app.command()(export)
 app.command()(bench)
 app.add_typer(profiles, name="profiles")
 app.command()(report)
+app.command()(show)
+app.command()(spaces)
 app.command()(demo)
 
 

@@ -19,7 +19,9 @@ from .train import do_train
 def search(
     profile: str = typer.Option(..., "--profile", help="Shipped profile (rtx3080, rpi4b, ...) or a .yaml file."),
     data: str = settings.DATA,
-    space: str = typer.Option("tiny", "--space", help="Search space."),
+    space: str = typer.Option(
+        "tiny", "--space", help="NAME[:INSTANCE][:OPTION=VALUE,...], e.g. cells or mobilenet:bits=1+8; see bnas spaces."
+    ),
     strategy: str = typer.Option("spos", "--strategy", help="Search method."),
     max_latency: str | None = typer.Option(
         None, "--max-latency", help="Hard limit: 8ms, 800us or a number in ms (default: median of 200 random networks)."
@@ -116,7 +118,9 @@ def do_search(
         "budget": spend.to_dict(),
         "seed": seed,
     }
-    run = runs.start(config, f"{device_profile.name.replace(':', '-')}-{space}-{strategy}", out=out, restart=restart)
+    run = runs.start(
+        config, f"{device_profile.name.replace(':', '-')}-{the_space.name}-{strategy}", out=out, restart=restart
+    )
     with runs.locked(run.folder):
         if (finished := run.read("search.json")) is not None:
             say(f"search: already finished in {run.folder}")
@@ -168,13 +172,24 @@ def _positive(option: str, value: int) -> int:
     return value
 
 
+def _spelled(architecture: dict) -> str:
+    """The choices of a chain in one line, those of cells in one line for each node."""
+    from bnas.search.spaces import space_of
+
+    space, choices = space_of(architecture["space"]), architecture["choices"]
+    if [gene.id for gene in space.genes] == [decision.id for decision in space.decisions]:
+        return " ".join(choices)
+    pairs = zip(space.genes, choices, strict=True)
+    return "\n".join(f"{gene.id}: {choice.replace('@', ' of ').replace('+', ', ')}" for gene, choice in pairs)
+
+
 def _show(document: dict) -> None:
     from rich.table import Table
 
     from bnas.profiles.table import format_ms
 
     table = Table(title=f"found in {document['run']}", show_header=False)
-    table.add_row("architecture", " ".join(document["architecture"]["choices"]))
+    table.add_row("architecture", _spelled(document["architecture"]))
     table.add_row("limit", f"{format_ms(document['limit_ms'])} ({document['limit_source']})")
     table.add_row("predicted", f"{document['prediction']} on {document['profile']}")
     costs = document["costs"]
