@@ -229,7 +229,8 @@ def _draw(shown: Shown, document: dict, path: Path) -> None:
     from bnas.drawing import draw
     from bnas.profiles import atomic
 
-    atomic.write_text(path, draw(shown.space, shown.arch, shown.name, [shown.space.id, *_facts(document).values()]))
+    facts = [f"{name}: {fact}" for name, fact in {"space": shown.space.id, **_facts(document)}.items()]
+    atomic.write_text(path, draw(shown.space, shown.arch, shown.name, facts))
 
 
 def _facts(document: dict) -> dict[str, str]:
