@@ -15,11 +15,13 @@ from . import __version__
 from .commands.bench import bench
 from .commands.demo import demo
 from .commands.export import export
+from .commands.isometry import isometry
 from .commands.profiles import profiles
 from .commands.report import report
 from .commands.search import search
 from .commands.show import show
 from .commands.spaces import spaces
+from .commands.strategies import strategies
 from .commands.train import train
 from .console import errors
 
@@ -38,6 +40,8 @@ app.add_typer(profiles, name="profiles")
 app.command()(report)
 app.command()(show)
 app.command()(spaces)
+app.command()(strategies)
+app.command()(isometry)
 app.command()(demo)
 
 

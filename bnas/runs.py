@@ -1,8 +1,8 @@
 """Run folders: what was asked for, its hash, one lock, and the results of the stages beside it.
 
 run.yaml               the resolved configuration and its hash
-search.json            what the search found (trials.db and supernet.safetensors are its state)
-architecture.yaml      the architecture found
+search.json            what the search found (trials.db or trials.json and supernet.safetensors are its state)
+architecture.yaml      the architecture found (architecture.svg: drawn by bnas show)
 train.json             accuracies (model.safetensors: the network; training.safetensors: the state)
 profile.yaml           the profile the search was guided by
 model.onnx, ...        what `bnas export` wrote, with export-onnx.json, export-tflite.json
@@ -27,7 +27,8 @@ from .console import say
 FORMAT = 1
 ROOT = Path("runs")
 OWN = (  # run.yaml last: a kill while restarting must leave a run
-    *("search.json", "trials.db", "trials.db-journal", "supernet.safetensors", "architecture.yaml", "profile.yaml"),
+    *("search.json", "trials.db", "trials.db-journal", "trials.json", "supernet.safetensors"),
+    *("architecture.yaml", "architecture.svg", "profile.yaml"),
     *("train.json", "training.safetensors", "model.safetensors", "export-onnx.json", "export-tflite.json"),
     *("model.onnx", "model.tflite", "model.fp32.onnx", "model.int8.onnx", "bench.json", "report.json", "report.html"),
     "run.yaml",

@@ -60,10 +60,10 @@ def write_page(document: dict, path: Path) -> None:
 
     search = document["search"]
     trials = search["trials"]
-    best = (search["predicted_ms"], search["supernet_accuracy"])
+    best = (search["predicted_ms"], search["score"])
     figure = make_subplots(cols=2, rows=1, subplot_titles=("scored architectures", "mean loss per epoch"))
     figure.add_scatter(
-        x=[t["latency_ms"] for t in trials], y=[t["accuracy"] for t in trials], mode="markers", name="scored",
+        x=[t["latency_ms"] for t in trials], y=[t["score"] for t in trials], mode="markers", name="scored",
         text=["-".join(t["choices"]) for t in trials], row=1, col=1,
     )  # fmt: skip
     figure.add_scatter(
@@ -74,7 +74,7 @@ def write_page(document: dict, path: Path) -> None:
     if trained := document.get("train"):
         figure.add_scatter(y=trained["losses"], name="training", row=1, col=2)
     figure.update_xaxes(title_text=f"predicted latency, ms ({search['profile']})", row=1, col=1)
-    figure.update_yaxes(title_text="validation accuracy with supernet weights", row=1, col=1)
+    figure.update_yaxes(title_text=search["score_name"], row=1, col=1)
     figure.update_xaxes(title_text="epoch", row=1, col=2)
     figure.update_layout(template="plotly_white", height=480)
     facts = [
@@ -82,6 +82,8 @@ def write_page(document: dict, path: Path) -> None:
         ("limit", f"{format_ms(search['limit_ms'])} ({search['limit_source']})"),
         ("predicted", f"{search['prediction']} on {search['profile']}"),
     ]
+    if search["certificate"]:
+        facts.append(("selection", search["certificate"]))
     if trained:
         facts.append(("test accuracy", f"{trained['test_accuracy']:.2%} of {trained['test_images']} images"))
     for row in document.get("bench", {}).get("results", []):

@@ -84,7 +84,7 @@ def do_search(
     from bnas.search.latency import check_limit, latency_model, median_ms
     from bnas.search.spaces import make_space
     from bnas.search.strategies import STRATEGIES
-    from bnas.search.strategies.single_path import SearchTask
+    from bnas.search.strategies.task import SearchTask
     from bnas.search.training.recipes import budget as budget_of
 
     if strategy not in STRATEGIES:
@@ -127,7 +127,7 @@ def do_search(
             return finished
         say(f"search: {the_space.id} ({the_space.size:,} architectures), limit {format_ms(limit)} in {run.folder}")
         save_profile(device_profile, run.path("profile.yaml"))
-        found = STRATEGIES[strategy].search(
+        found = STRATEGIES[strategy].run(
             SearchTask(
                 latency=latency,
                 limit_ms=limit,
@@ -144,6 +144,7 @@ def do_search(
         best = found.best.architecture
         workloads = the_space.workloads(best)
         prediction = predict(device_profile, workloads)
+        certificate = found.certificate and found.certificate.format(profile=device_profile.hash)
         atomic.write_text(run.path("architecture.yaml"), best.to_yaml())
         document = {
             "run": str(run.folder),
@@ -155,12 +156,19 @@ def do_search(
             "prediction": str(prediction),
             "prediction_error": prediction.error,
             "prediction_source": prediction.source,
-            "supernet_accuracy": found.best.accuracy,
+            "score": found.best.score,
+            "score_name": found.score_name,
+            "certificate": certificate,
             "profile": device_profile.name,
             "costs": {count.__name__: sum(map(count, workloads)) for count in (macs, binary_macs, params, model_bytes)},
             "space_size": the_space.size,
             "trials": [t.to_dict() for t in found.trials],
             "supernet_losses": list(found.losses),
+            "curves": found.curves,
+            "steps": found.steps,
+            "seconds": {phase: round(spent, 3) for phase, spent in found.seconds.items()},
+            "initial_hash": found.initial_hash,
+            "state_hash": found.state_hash,
         }
         run.write("search.json", document)
         return document
@@ -195,7 +203,11 @@ def _show(document: dict) -> None:
     costs = document["costs"]
     table.add_row("1-bit MACs", f"{costs['binary_macs']:,} of {costs['macs']:,}")
     table.add_row("parameters", f"{costs['params']:,} in {costs['model_bytes']:,} bytes")
-    table.add_row("supernet accuracy", f"{document['supernet_accuracy']:.2%} of the validation images")
+    accuracy = document["score_name"] == "validation accuracy"
+    score = f"{document['score']:.2%}" if accuracy else f"{document['score']:.4g}"
+    table.add_row(document["score_name"], f"{score} with the supernet's weights" if accuracy else score)
+    if document["certificate"]:
+        table.add_row("selection", document["certificate"])
     if trained := document.get("train"):
         table.add_row("validation accuracy", f"{trained['validation_accuracy']:.2%}")
         table.add_row("test accuracy", f"{trained['test_accuracy']:.2%}")

@@ -24,7 +24,7 @@ from bnas.runtime_bench.engines import onnx_engine
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 COMMANDS = (
-    ("search",), ("train",), ("export",), ("bench",), ("report",), ("demo",),
+    ("search",), ("train",), ("export",), ("bench",), ("report",), ("demo",), ("show",), ("spaces",), ("strategies",),
     ("profiles", "list"), ("profiles", "show"), ("profiles", "build"),
 )  # fmt: skip
 HEAVY = {"torch", "tensorflow", "onnx", "onnxruntime", "optuna", "numpy", "sklearn", "pyarrow", "plotly", "pydantic"}
