@@ -220,7 +220,7 @@ def from_genotype(space: SearchSpace, text: str) -> Architecture:
             candidate = f"{first}@{i}+{second}@{j}"
             gene = next(g for g in space.genes if g.id == f"{type}.node{2 + node}")
             if candidate not in gene.candidates:
-                raise InputError(f"genotype: {field} node {2 + node} cannot be {candidate} in space {space.id}")
+                raise InputError(f"genotype: {field} node {2 + node} cannot be {candidate!r} in space {space.id}")
             choices.append(candidate)
     return Architecture(space.id, tuple(choices))
 
@@ -248,7 +248,8 @@ def _fields(text: str) -> dict[str, list[tuple[str, int]]]:
         raise problem
     for name, nodes in concats.items():
         if re.sub(r"\s", "", nodes) not in ("range(2,6)", "[2,3,4,5]", "(2,3,4,5)"):
-            raise InputError(f"genotype: {name}={nodes} is not supported; a cell's result is all of its nodes 2 to 5")
+            value = " ".join(nodes.split())
+            raise InputError(f"genotype: {name}={value} is not supported; a cell's result is all of its nodes 2 to 5")
     return edges
 
 

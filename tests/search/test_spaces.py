@@ -202,6 +202,7 @@ def test_the_image_chooses_the_instance() -> None:
             assert make_space(name, (3, side, side), 10) == make_space(f"{name}:{instance}", (3, side, side), 10)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(SPACES)), st.integers(1, 80), st.integers(1, 80))
 def test_sizes_are_taken_where_every_reduction_halves(name: str, height: int, width: int) -> None:
     try:
