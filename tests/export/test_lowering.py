@@ -209,6 +209,17 @@ def test_a_value_that_is_read_again_is_not_folded_away() -> None:
     assert kinds(lowered(Network(Twice()))) == ["conv", "binary", "affine", "add", "global_mean", "linear"]
 
 
+def test_a_fresh_units_shift_is_not_taken_for_the_next_sign() -> None:
+    """With a threshold of 0 the sign behind could take up the shift; but it is the end of the unit in front."""
+    units = Unit(), Unit()
+    for unit in units:
+        unit.shift.data.zero_()
+    result = lowered(Network(Body(lambda x, first, second: second(y := first(x, x), y), *units)))
+    assert kinds(result) == ["conv", "binary", "binary", "global_mean", "linear"]
+    assert kinds(lowered(Network(nn.Sequential(*units)))) == ["conv", "binary", "binary", "global_mean", "linear"]
+    assert all(unit.act_shift_out is not None for unit in result.graph.binary_convs)
+
+
 @pytest.mark.parametrize(
     ("unit", "reason"),
     [
