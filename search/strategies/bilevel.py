@@ -213,7 +213,8 @@ class Record:
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Scalars of one step; they stay on their device until the epoch ends."""
         for name, value in values.items():
-            self.sums[name] = self.sums[name].to(value.device) + value.detach() if name in self.sums else value.detach()
+            value = value.detach().clone()  # the same scalar may come under two names
+            self.sums[name] = self.sums[name].to(value.device) + value if name in self.sums else value
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def end_epoch(self) -> None:

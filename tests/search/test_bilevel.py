@@ -420,10 +420,11 @@ def test_a_method_names_its_source(name: str) -> None:
 
 
 def synthetic(space: SearchSpace, favourites: dict[int, str], order: int = 0) -> Probabilities:
-    """Probabilities in which `favourites` win; the others fall with their number, or, with `order`, rotated."""
+    """Probabilities in which `favourites` win; the others fall with their number, the last four rotated by `order`."""
     kept = []
     for d, decision in enumerate(space.decisions):
-        p = np.roll(np.arange(len(decision.candidates), 0, -1.0), order)
+        p = np.arange(len(decision.candidates), 0, -1.0)
+        p[-4:] = np.roll(p[-4:], order)
         p[decision.candidates.index("none")] = 0.5
         if d in favourites:
             p[decision.candidates.index(favourites[d])] = 100
