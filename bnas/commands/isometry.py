@@ -16,7 +16,7 @@ from .spaces import IMAGE, IMAGES, parse_image
 if TYPE_CHECKING:
     from bnas.search.isometry import Isometry, Spectrum
 
-COLOURS = ("#888888", "#1f77b4", "#2ca02c", "#d62728", "#9467bd", "#8c564b")
+LOOKS = (("#888888", "solid"), ("#1f77b4", "solid"), ("#2ca02c", "dash"), ("#d62728", "dot"), ("#9467bd", "dashdot"))
 QUANTILES = 101
 
 
@@ -154,18 +154,26 @@ def write_page(document: dict, measured: list[Isometry], path: Path) -> None:
                 continue
             label = one.initialiser or "no weights"
             place = {"row": 1 + candidates.index(one.candidate), "col": 1 + columns.index((part, one.bits))}
-            colour = COLOURS[names.index(one.initialiser) % len(COLOURS)]
+            number = names.index(one.initialiser)
+            colour, dash = LOOKS[number % len(LOOKS)]
+            root = max(spectrum.spread, 0) ** 0.5
             group = {"name": label, "legendgroup": label, "showlegend": label not in legend}
             legend.add(label)
+            bar = {"array": [root], "arrayminus": [min(root, spectrum.mean)], "symmetric": False, "thickness": 1}
             figure.add_scatter(
-                x=[spectrum.mean], y=[0.5], error_x={"array": [max(spectrum.spread, 0) ** 0.5], "thickness": 1},
-                mode="markers", marker={"symbol": "diamond", "color": colour}, **group, **place,
+                x=[spectrum.mean], y=[(number + 1) / (len(names) + 1)], error_x=bar, mode="markers",
+                marker={"symbol": "diamond", "color": colour}, **group, **place,
             )  # fmt: skip
             if spectrum.values is not None:
                 x = np.quantile(spectrum.values, shares)
                 group["showlegend"] = False
-                figure.add_scatter(x=x, y=shares, mode="lines", line={"color": colour}, **group, **place)
-    figure.update_layout(template="plotly_white", height=140 + 190 * len(candidates))
+                figure.add_scatter(x=x, y=shares, mode="lines", line={"color": colour, "dash": dash}, **group, **place)
+    figure.update_yaxes(range=[-0.05, 1.05])
+    figure.update_xaxes(rangemode="tozero")
+    figure.update_layout(
+        template="plotly_white", height=180 + 190 * len(candidates), margin={"t": 110, "r": 90},
+        legend={"orientation": "h", "yref": "container", "y": 1, "yanchor": "top"},
+    )  # fmt: skip
     about = f"{document['space']}, seed {document['seed']}. {_meaning(document)}"
     atomic.write_text(
         path,
@@ -178,9 +186,9 @@ def write_page(document: dict, measured: list[Isometry], path: Path) -> None:
 
 def _meaning(document: dict) -> str:
     return (
-        "Isometry is mean 1 and spread 0. 1 bit: of the surrogate gradient "
-        f"({document['surrogate']}) that stands in for the derivative of the sign; "
-        "32 bits in a 1-bit block: its weights and values without rounding."
+        "Isometry is mean 1 and spread 0. In 1 bit the Jacobian is that of the surrogate gradient "
+        f"({document['surrogate']}), which stands in for the derivative of the sign; "
+        "32 bits in a 1-bit block: the same weights, nothing rounded."
     )
 
 
