@@ -28,12 +28,13 @@ from .spaces.wiring import Choice
 class Rates:
     """eta and eta_psi of 4.50 and 4.51; tau: 0 backtracks every candidate with weights, 1 none; limit: of psi.
 
-    The paper gives none of them. psi is never negative, so it can only push away from zero, by eta * limit of alpha
-    a step at most.
+    The paper gives none of them. eta is a product with the alphas' learning rate, and taken as that: psi only pushes
+    away from zero, and where |alpha| is 1 by no more than a step of Adam. dL/dpsi is a product of three small numbers,
+    so that with eta_psi = 1e-3 psi stays below 1e-7.
     """
 
-    eta: float = 1e-2
-    eta_psi: float = 1e-3
+    eta: float = 3e-4
+    eta_psi: float = 1e3
     tau: float = 0.5
     limit: float = 1.0
 

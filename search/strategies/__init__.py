@@ -6,6 +6,7 @@ from . import (
     darts,
     darts_plus,
     darts_second,
+    dcp_nas,
     di_nas,
     fairnas,
     gdas,
@@ -28,4 +29,5 @@ STRATEGIES = {
     "darts-plus": darts_plus,
     "gdas": gdas,
     "snas": snas,
+    "dcp-nas": dcp_nas,
 }
