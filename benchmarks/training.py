@@ -50,7 +50,7 @@ def activation_pair() -> tuple[Callable[[], object], Callable[[], object]]:
 
 def step_pair() -> tuple[Callable[[], object], Callable[[], object]]:
     space = make_space("tiny", (1, 8, 8), 10)
-    network = space.build(space.architecture([2, 1, 0, 0, 1, 0, 2])).train()
+    network = space.build(space.architecture([2, 1, 0, 1, 0, 2])).train()
     images, labels = torch.randn(64, 1, 8, 8), torch.randint(0, 10, (64,))
 
     def ours() -> None:

@@ -38,14 +38,14 @@ def assert_obeyed(document: dict, folder: Path, limit_ms: float, latency: Latenc
     assert document["limit_ms"] == limit_ms
     assert document["predicted_ms"] <= limit_ms
     assert all(trial["latency_ms"] <= limit_ms for trial in document["trials"])
-    decisions = latency.space.decisions
+    genes = latency.space.genes
     with sqlite3.connect(folder / "trials.db") as database:
         rows = database.execute("SELECT trial_id, param_name, param_value FROM trial_params").fetchall()
     stored: dict[int, dict[str, int]] = {}
     for trial, name, value in rows:
         stored.setdefault(trial, {})[name] = int(value)
     assert len(stored) >= len(document["trials"])
-    assert all(latency.ms_of(tuple(genome[d.id] for d in decisions)) <= limit_ms for genome in stored.values())
+    assert all(latency.ms_of(tuple(genome[g.id] for g in genes)) <= limit_ms for genome in stored.values())
 
 
 @pytest.mark.parametrize("profile", ["rtx3080", pytest.param("rpi4b", marks=pytest.mark.slow)])

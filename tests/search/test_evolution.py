@@ -39,8 +39,8 @@ def test_no_stored_trial_is_over_the_limit(latency: LatencyModel, tmp_path: Path
     assert len(trials) == 30 and all(t.latency_ms <= limit for t in trials)
     study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path / 't.db'}")
     for trial in study.trials:  # also what the storage itself holds
-        choices = tuple(trial.params[d.id] for d in latency.space.decisions)
-        genome = tuple(d.candidates.index(c) for d, c in zip(latency.space.decisions, choices, strict=True))
+        choices = tuple(trial.params[g.id] for g in latency.space.genes)
+        genome = tuple(g.candidates.index(c) for g, c in zip(latency.space.genes, choices, strict=True))
         assert latency.ms_of(genome) <= limit
 
 
@@ -63,7 +63,7 @@ def test_a_kill_while_scoring_changes_nothing(latency: LatencyModel, tmp_path: P
 
 def test_evolution_beats_as_many_random_architectures(latency: LatencyModel, tmp_path: Path) -> None:
     score = toy_score(latency)
-    found = max(t.accuracy for t in run(latency, tmp_path / "e.db", 80, share=1.0))
+    found = max(t.score for t in run(latency, tmp_path / "e.db", 80, share=1.0))
     rng = np.random.default_rng(2)
     limit = tight_limit(latency, 1.0)
     genomes = (latency.space.indices(latency.space.random(rng)) for _ in range(10_000))
@@ -87,7 +87,7 @@ def test_marginal_scores_are_means_over_the_trials_that_took_the_candidate(laten
 
 def test_winner(latency: LatencyModel) -> None:
     space = latency.space
-    archs = [space.architecture([i] + [0] * (len(space.decisions) - 1)) for i in range(4)]
+    archs = [space.architecture([i] + [0] * (len(space.genes) - 1)) for i in range(4)]
     trials = [
         Trial(a, acc, ms) for a, acc, ms in zip(archs, [0.90, 0.905, 0.7, 0.9], [1.0, 2.0, 3.0, 2.5], strict=True)
     ]

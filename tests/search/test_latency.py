@@ -6,17 +6,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnas.profiles.errors import InputError
-from bnas.search.latency import LatencyModel, check_limit, median_ms, repair
+from bnas.profiles.schema import Calibration, load_profile
+from bnas.profiles.table import LatencyTable
+from bnas.search.latency import LatencyModel, check_limit, latency_model, median_ms, repair
+from bnas.search.spaces import SearchSpace
 
 
-def test_the_split_by_decision_equals_the_table(latency: LatencyModel, rng: np.random.Generator) -> None:
-    from bnas.profiles.schema import load_profile
-    from bnas.profiles.table import LatencyTable
+@pytest.mark.parametrize("profile", ["rtx3080", "rpi4b"])
+def test_the_split_equals_the_table(plain: SearchSpace, profile: str, rng: np.random.Generator) -> None:
+    """By gene and by decision, whatever the space: in cells a gene sets two decisions, which several cells share."""
+    table = LatencyTable(load_profile(profile))
+    latency = latency_model(plain, table)
+    for _ in range(20):
+        arch = plain.random(rng)
+        indices = plain.indices(arch)
+        parts = [ms[k] for ms, k in zip(latency.decision_ms, plain.gates(indices), strict=True)]
+        expected = pytest.approx(table.latency_ms(plain.workloads(arch)), rel=1e-12)
+        assert latency.ms(arch) == latency.ms_of(indices) == expected
+        assert latency.fixed_ms + sum(parts) == expected
+        assert latency.ms(arch) >= latency.ms(latency.fastest())
 
-    table = LatencyTable(load_profile("rtx3080"))
-    for _ in range(50):
-        arch = latency.space.random(rng)
-        assert latency.ms(arch) == pytest.approx(table.latency_ms(latency.space.workloads(arch)), rel=1e-12)
+
+def test_a_calibration_counts_every_unit_once(plain: SearchSpace, rng: np.random.Generator) -> None:
+    """With a ms for the graph, b times the rows and c ms a unit, the split still is the table's own estimate."""
+    fit = Calibration(a_ms=0.7, b=1.3, c_ms=0.01, nets=20, kfold_error=0.1, within_10pct=0.9)
+    table = LatencyTable(load_profile("rtx3080").model_copy(update={"calibration": fit}))
+    latency = latency_model(plain, table)
+    for _ in range(5):
+        arch = plain.random(rng)
+        units = plain.workloads(arch)
+        by_hand = 0.7 + 1.3 * sum(table.lookup(w).ms for w in units) + 0.01 * len(units)
+        assert latency.ms(arch) == pytest.approx(by_hand, rel=1e-12)
 
 
 def test_fastest_is_the_minimum_over_all_architectures(latency: LatencyModel) -> None:

@@ -14,7 +14,7 @@ from bnas.profiles.schema import load_profile
 from bnas.profiles.table import LatencyTable
 from bnas.search.latency import latency_model
 from bnas.search.spaces import SPACES, Architecture, SearchSpace, make_space, reference, references, space_of
-from bnas.search.spaces.wiring import Choice, Step, units
+from bnas.search.spaces.wiring import Choice, Step, Sum, units
 
 IMAGES = {"micro": (1, 8, 8), "cifar": (3, 32, 32), "imagenet": (3, 64, 64)}
 PAPERS = (180 * 7**8) ** 2  # DARTS: 8 nodes with 1, 3, 6 and 10 pairs of edges in each type, 7 operations on each edge
@@ -340,3 +340,39 @@ def test_references_are_spaces_of_one_or_points() -> None:
         assert space.size == 1 if name in references.NETWORKS else space.size > 1
     with pytest.raises(InputError, match="did you mean 'bireal18'"):
         reference("bireal81")
+
+
+def test_candidates_are_what_they_are_called(space: SearchSpace) -> None:
+    """Kernel, expansion, dilation, number of convolutions and bits, read off the name of the candidate."""
+    options = dict(space.options)
+    for item in space.template:
+        for name, block in zip(*candidates_of(space, item), strict=True):
+            assert (block is None) == (name == "none")
+            if name in ("none", "identity", "skip_connect", "max_pool_3x3", "avg_pool_3x3"):
+                continue
+            own, _, width = re.fullmatch(r"(.+?)(_(\d+)bit)?", name).groups()  # type: ignore[union-attr]
+            bits = int(width or options.get("bits", 1))
+            found = [step.unit for step in block if step.unit.kind in ("conv", "binary_conv")]
+            spatial = [w.kernel for w in found if w.kernel > 1]
+            depthwise = {"int8": {8}, "grouped": {1}}.get(options.get("depthwise", ""), {32})
+            assert bits in {w.bits for w in found} <= {bits} | (depthwise if bits == 1 else set()), name
+
+            if match := re.fullmatch(r"k(\d)e(\d)", own):
+                kernel, expansion = map(int, match.groups())
+                assert (spatial or [1]) == [kernel], name
+                if not space.decisions[item.decision].id.startswith("reduction"):
+                    assert max(w.in_channels for w in found) == expansion * block[0].unit.in_channels, name
+            elif match := re.fullmatch(r"(?:bin_)?(sep_|dil_|)conv_(\d)x\2", own):
+                assert spatial == [int(match[2])] * (2 if match[1] == "sep_" else 1), name
+                assert {w.dilation for w in found if w.kernel > 1} == {2 if match[1] == "dil_" else 1}, name
+                dense = bits == 1 and "ops" not in options
+                assert len(found) == len(spatial) * (1 if dense else 2), name
+            elif match := re.fullmatch(r"shuffle(\d)", own):
+                assert set(spatial) == {int(match[1])}, name
+            else:
+                assert own == "xception" and set(spatial) == {3} and len(spatial) >= 3
+
+
+def candidates_of(space: SearchSpace, item: Step | Choice | Sum) -> tuple[tuple, tuple]:
+    """Names and blocks of a choice; none of anything else."""
+    return (space.decisions[item.decision].candidates, item.blocks) if isinstance(item, Choice) else ((), ())
