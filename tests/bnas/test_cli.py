@@ -25,6 +25,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 COMMANDS = (
     ("search",), ("train",), ("export",), ("bench",), ("report",), ("demo",), ("show",), ("spaces",), ("strategies",),
+    ("isometry",),
     ("profiles", "list"), ("profiles", "show"), ("profiles", "build"),
 )  # fmt: skip
 HEAVY = {"torch", "tensorflow", "onnx", "onnxruntime", "optuna", "numpy", "sklearn", "pyarrow", "plotly", "pydantic"}
