@@ -50,7 +50,9 @@ def check(text: str, seed: int, digits: ImageSet, folder: Path) -> None:
     space = make_space(text, digits.shape, len(digits.classes))
     network, binary = trained(space, seed, digits, folder)
     splits = (on_device(s, "cpu", digits.mean, digits.std) for s in (digits.validation, digits.test))
-    images = torch.cat([split.batch(torch.arange(len(split)))[0] for split in splits])[:300].numpy()
+    # All 700: the gate demands 99.7 %, which of 300 images would be every one, and a sign within rounding of its threshold
+    # may change one.
+    images = torch.cat([split.batch(torch.arange(len(split)))[0] for split in splits]).numpy()
     for format in ("onnx", "tflite"):
         report = export_network(network, images, folder / f"net.{format}", format, {}, twins=False)
         # Integers of 8 bits may land one step beside PyTorch's; the gate allows that and no more, unit by unit.
