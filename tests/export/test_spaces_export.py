@@ -50,8 +50,8 @@ def check(text: str, seed: int, digits: ImageSet, folder: Path) -> None:
     space = make_space(text, digits.shape, len(digits.classes))
     network, binary = trained(space, seed, digits, folder)
     splits = (on_device(s, "cpu", digits.mean, digits.std) for s in (digits.validation, digits.test))
-    # All 700: the gate demands 99.7 %, which of 300 images would be every one, and a sign within rounding of its threshold
-    # may change one.
+    # All 700: the gate demands 99.7 %, which of 300 images is every one, and a sign that is within rounding of its
+    # threshold may change one.
     images = torch.cat([split.batch(torch.arange(len(split)))[0] for split in splits]).numpy()
     for format in ("onnx", "tflite"):
         report = export_network(network, images, folder / f"net.{format}", format, {}, twins=False)
