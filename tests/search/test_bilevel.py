@@ -16,19 +16,21 @@ from torch.func import functional_call
 from bnas.profiles.errors import InputError
 from bnas.profiles.schema import load_profile
 from bnas.profiles.table import LatencyTable
+from bnas.search import second_order
 from bnas.search.augment import DeviceSplit, default_augmentation, on_device
 from bnas.search.binary.layers import BinaryConv2d
 from bnas.search.data import load_images
 from bnas.search.expected_latency import Add
 from bnas.search.latency import LatencyModel, latency_model, median_ms
 from bnas.search.relaxations import Alphas, Probabilities
-from bnas.search.second_order import product, undisturbed
+from bnas.search.second_order import PRODUCTS, gradients, trained, undisturbed
 from bnas.search.spaces import SearchSpace, make_space
 from bnas.search.strategies import amended_darts, bilevel, darts, darts_plus, darts_second, gdas, snas
 from bnas.search.strategies.amended_darts import amended
 from bnas.search.strategies.bilevel import AlphaRecipe, Batches, Method, Problem, first_order, halves, unlimited
 from bnas.search.strategies.darts_second import unrolled
 from bnas.search.strategies.task import SearchResult, SearchTask
+from bnas.search.supernet import Supernet
 from bnas.search.training.recipes import Budget, Recipe
 
 METHODS: dict[str, ModuleType] = {
@@ -106,18 +108,20 @@ def relative(found: Tensor, want: Tensor) -> float:
     return float((found - want).norm() / want.norm())
 
 
-def test_second_order_is_the_exact_gradient_through_the_virtual_step() -> None:
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_second_order_is_the_exact_gradient_through_the_virtual_step(products: str) -> None:
     problem, train, validation = two_layers(rate=0.5)
     (alpha,), weights = problem.alphas, dict(problem.model.named_parameters())
     slopes = torch.autograd.grad(train(weights, alpha), list(weights.values()), create_graph=True)
     moved = {name: w - 0.5 * g for (name, w), g in zip(weights.items(), slopes, strict=True)}
     (want,) = torch.autograd.grad(validation(moved, alpha), alpha)
-    (found,) = unrolled(problem)
+    (found,) = unrolled(problem, PRODUCTS[products])
     assert relative(found, want) < 1e-3
     assert relative(first_order(problem)[0], want) > 0.01  # the step matters here, so the test can fail
 
 
-def test_amended_is_minus_eta_m_h_v() -> None:
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_amended_is_minus_eta_m_h_v(products: str) -> None:
     problem, train, validation = two_layers(rate=0.5)
     (alpha,), weights = problem.alphas, dict(problem.model.named_parameters())
     names, values = list(weights), list(weights.values())
@@ -131,10 +135,12 @@ def test_amended_is_minus_eta_m_h_v() -> None:
     hv = torch.autograd.grad(slopes(alpha) @ flat_v, values)
     flat_hv = torch.cat([g.flatten() for g in hv]).detach()
     (mhv,) = torch.autograd.grad(slopes(alpha) @ flat_hv, alpha)
-    (found,) = amended(problem, eta=0.1)
+    (found,) = amended(problem, 0.1, products=PRODUCTS[products])
     assert relative(direct - found, 0.1 * mhv) < 1e-3
     want = 0.1 * mhv.norm() / direct.norm()
     assert problem.notes["amendment"].item() == pytest.approx(want.item(), rel=1e-3)
+    (limited,) = amended(problem, 0.1, 0.5 * want.item(), PRODUCTS[products])
+    assert relative(direct - limited, 0.05 * mhv) < 1e-3
 
 
 class Quadratic(nn.Module):
@@ -180,14 +186,50 @@ def test_architecture_steps_leave_weights_statistics_and_gradients_alone(
     assert any(not torch.equal(a, b) for a, b in zip(alphas, course.learner.alphas.parameters(), strict=True))
 
 
-def test_a_product_with_nothing_is_nothing_and_puts_everything_back() -> None:
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_a_product_with_nothing_is_nothing_and_puts_everything_back(products: str) -> None:
     problem, _, _ = two_layers(rate=0.5)
     weights = list(problem.model.parameters())
     before = [w.detach().clone() for w in weights]
-    (found,) = product(lambda: first_order(problem), weights, [torch.zeros_like(w) for w in weights])
+    product = PRODUCTS[products](problem.train, problem.model)
+    (found,) = product([torch.zeros_like(w) for w in weights], problem.alphas)
     assert torch.equal(found, torch.zeros_like(found))
-    product(lambda: first_order(problem), weights, [torch.randn_like(w) for w in weights])
+    product([torch.randn_like(w) for w in weights], weights)
     assert all(torch.equal(a, b) for a, b in zip(before, weights, strict=True))
+
+
+def loss_of(text: str) -> tuple[Callable[[], Tensor], Supernet, list[Tensor]]:
+    """Cross-entropy of a supernet in float64, the supernet, and the alphas."""
+    torch.manual_seed(0)
+    space = make_space(text, (1, 8, 8), 10)
+    model = Supernet(space).double()
+    alphas = [torch.zeros(len(d.candidates), dtype=torch.float64, requires_grad=True) for d in space.decisions]
+    x, y = torch.randn(4, 1, 8, 8, dtype=torch.float64), torch.randint(0, 10, (4,))
+    return lambda: nn.functional.cross_entropy(model(x, [a.softmax(0) for a in alphas]), y), model, alphas
+
+
+@pytest.mark.parametrize("text", ["shufflenet:micro:bits=32", "mobilenet:micro:bits=32", "cells:micro:bits=32"])
+def test_over_a_way_that_turns_no_relu_on_both_products_agree(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(second_order, "SHIFT", 1e-8)
+    loss, model, alphas = loss_of(text)
+    weights = trained(model)
+    v = gradients(loss(), weights)
+    for wanted in (alphas, weights):
+        exact, slope = (torch.cat([g.flatten() for g in PRODUCTS[n](loss, model)(v, wanted)]) for n in PRODUCTS)
+        assert relative(slope, exact) < 1e-3
+
+
+@pytest.mark.parametrize("text", ["tiny", "cells"])
+def test_the_hessian_of_a_1_bit_network_is_symmetric(text: str) -> None:
+    """It is that of a smooth network with the same values and the surrogates' derivatives, whose u.Hv is v.Hu."""
+    loss, model, _ = loss_of(text)
+    weights = trained(model)
+    product = PRODUCTS["exact"](loss, model)
+    u, v = ([torch.randn_like(w) for w in weights] for _ in range(2))
+    across, back = (
+        float(sum((a * b).sum() for a, b in zip(x, product(y, weights), strict=True))) for x, y in ((u, v), (v, u))
+    )
+    assert across == pytest.approx(back, rel=1e-9) and abs(across) > 1e-3
 
 
 def test_undisturbed_puts_running_statistics_back() -> None:
