@@ -282,8 +282,8 @@ def markdown(document: Row) -> str:
             f"{200 * deviation * math.sqrt(2):.1f} points with one seed and {200 * deviation:.1f} with two"
         )
     machines = {
-        f"{row['machine']['processor']}, {row['machine']['cores']} cores, {row['threads']} thread{'s' * (row['threads'] > 1)}, "
-        f"torch {row['torch']}"
+        f"{row['machine']['processor']}, {row['machine']['cores']} cores, "
+        f"{row['threads']} thread{'s' * (row['threads'] > 1)}, torch {row['torch']}"
         for row in rows
     }
     return f"""# What the parts of a 1-bit network are worth
