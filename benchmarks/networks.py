@@ -140,7 +140,7 @@ def bireal18(epilogue: str, size: int = SIZE) -> Graph:
             x = residual = net.value
             stride = 2 if group and not number else 1
             if stride == 2:
-                net.op("avg_pool", kernel=(2, 2), strides=(2, 2), ceil=False)
+                net.op("avg_pool", kernel=(2, 2), strides=(2, 2), pads=(0, 0, 0, 0))
                 residual = net.conv(channels, 1)
             net.binary(channels, stride, x=x, residual=residual)
     net.head()

@@ -120,7 +120,7 @@ def _best(
     score = score_of(scores, indices)
     best = fsum(values[k].max() for values, k in zip(scores, knapsack.kept, strict=True))
     bound = best - least / SCALE * knapsack.spread
-    if bound - score <= RESOLUTION * knapsack.spread:
+    if bound - score <= RESOLUTION * knapsack.spread + 4 * np.finfo(float).eps * abs(score):
         bound = score
     return Selection(indices, score, bound, latency.ms_of(indices), limit_ms)
 

@@ -263,9 +263,9 @@ def no_file_larger_than(size: int) -> Iterator[None]:
 STAGES = {
     # removed from a finished run; the command; the size at which the disk is full; the file named
     "run.yaml": (("run.yaml",), "search", 100, "run.yaml"),
-    "supernet": (("search.json", "supernet.safetensors", "trials.db"), "search", 5_000_000, "supernet.safetensors"),
+    "supernet": (("search.json", "supernet.safetensors", "trials.db"), "search", 2_000_000, "supernet.safetensors"),
     "database": (("search.json", "trials.db"), "search", 60_000, "search database"),
-    "trials": (("search.json", "trials.db"), "search", 124_000, "search database"),
+    "trials": (("search.json", "trials.db"), "search", 118_000, "search database"),
     "profile": (("search.json", "profile.yaml"), "search", 1_000, "profile.yaml"),
     "training": (("train.json", "training.safetensors"), "train", 500_000, "training.safetensors"),
     "network": (("train.json", "model.safetensors"), "train", 100_000, "model.safetensors"),
@@ -299,7 +299,7 @@ def test_full_disk(
 
 
 def test_full_disk_of_its_own(tiny: tuple[str, ...], tmp_path: Path) -> None:
-    """A real one, 5 MB large, which then grows."""
+    """A real one, 2 MB large, which then grows."""
     arguments = ["search", *tiny, "--no-train", "--out", "disk/run"]
     if not shutil.which("unshare"):
         missing = pytest.fail if os.environ.get("BNAS_REQUIRE_ALL") == "1" else pytest.skip
@@ -311,7 +311,7 @@ def test_full_disk_of_its_own(tiny: tuple[str, ...], tmp_path: Path) -> None:
         import os, subprocess, sys
         from bnas import cli
         mount = ["mount", "-t", "tmpfs", "none", "disk", "-o"]
-        if subprocess.run([*mount, "size=5m"]).returncode:
+        if subprocess.run([*mount, "size=2m"]).returncode:
             sys.exit(77)
         print("code", cli.run({arguments!r}), sorted(os.listdir("disk/run")))
         subprocess.run([*mount, "remount,size=100m"], check=True)

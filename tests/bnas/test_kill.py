@@ -27,7 +27,7 @@ KILLS = {
     "supernet, before a checkpoint is renamed": ("os.replace", "supernet.safetensors", 1),
     "supernet, inside the second epoch": (RATE, " 13 18", 1),
     "scoring, before a commit": (COMMIT, "", 30),
-    "scoring, third candidate": ("bnas.search.strategies.single_path.score", "", 3),
+    "scoring, third candidate": ("bnas.search.strategies.selecting.score", "", 3),
     "scoring, before the result is stored": ("optuna.storages.RDBStorage.set_trial_state_values", "", 4),
     "scoring, at the boundary of two generations": (PARENTS, " 1", 1),
     "before the architecture is written": ("os.replace", "architecture.yaml", 1),

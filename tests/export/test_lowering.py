@@ -1,7 +1,8 @@
 """Networks written in plain torch, as a user may write them; the graph must compute what they compute."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -334,10 +335,21 @@ def space_texts() -> list[str]:
     ]
 
 
+def apart(workloads: Iterable[Workload]) -> Iterator[Workload]:
+    """A ReLU behind a convolution counts alone: whether the file fuses the two depends on who else reads the values,
+    in cells on the edges that were chosen, while the space describes each edge by itself."""
+    for w in workloads:
+        if w.kind == "conv" and w.epilogue == ("relu",):
+            yield replace(w, epilogue=())
+            yield Workload("relu", 32, w.out_channels, w.out_channels, w.out_height, w.out_width)
+        else:
+            yield w
+
+
 @pytest.mark.parametrize("text", space_texts())
 def test_the_workloads_of_a_searched_network_are_those_of_its_file(text: str) -> None:
     space = make_space(text, (1, 8, 8), 10)
     arch = space.random(np.random.default_rng(0))
     result = lower(capture(space.build(arch), torch.randn(2, 1, 8, 8)))
-    found, predicted = Counter(graph_workloads(result.graph)), Counter(space.workloads(arch))
+    found, predicted = (Counter(apart(w)) for w in (graph_workloads(result.graph), space.workloads(arch)))
     assert (found - predicted, predicted - found) == (Counter(), Counter())
