@@ -124,7 +124,7 @@ def do_search(
     with runs.locked(run.folder):
         if (finished := run.read("search.json")) is not None:
             say(f"search: already finished in {run.folder}")
-            return finished
+            return {**finished, "seconds": (run.read("seconds.json") or {}).get("search", {})}
         say(f"search: {the_space.id} ({the_space.size:,} architectures), limit {format_ms(limit)} in {run.folder}")
         save_profile(device_profile, run.path("profile.yaml"))
         found = STRATEGIES[strategy].run(
@@ -166,12 +166,13 @@ def do_search(
             "supernet_losses": list(found.losses),
             "curves": found.curves,
             "steps": found.steps,
-            "seconds": {phase: round(spent, 3) for phase, spent in found.seconds.items()},
             "initial_hash": found.initial_hash,
             "state_hash": found.state_hash,
         }
-        run.write("search.json", document)
-        return document
+        seconds = {phase: round(spent, 3) for phase, spent in found.seconds.items()}
+        run.write("seconds.json", {"run": str(run.folder), "search": seconds})
+        run.write("search.json", document)  # the same however often the search was interrupted
+        return {**document, "seconds": seconds}
 
 
 def _positive(option: str, value: int) -> int:
