@@ -159,7 +159,7 @@ def test_restart_throws_the_old_run_away(finished: Path, tiny: tuple[str, ...], 
     assert cli.run(command) == 0
     assert {p.name for p in finished.iterdir()} == {
         "run.yaml", "lock", "mine.txt", "profile.yaml", "supernet.safetensors", "trials.db", "architecture.yaml",
-        "search.json",
+        "search.json", "seconds.json",
     }  # fmt: skip
     assert runs.open_run(finished).config["seed"] == 5
 
