@@ -44,6 +44,8 @@ def summary(run: runs.Run) -> dict:
     for stage, name in STAGES.items():
         if (content := run.read(name)) is not None:
             document[stage] = content
+    if "search" in document:
+        document["search"]["seconds"] = (run.read("seconds.json") or {}).get("search", {})
     for row in document.get("bench", {}).get("results", []):
         row.pop("samples_ns", None)
     return document
