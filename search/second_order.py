@@ -2,54 +2,69 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-# (direction of the weights, wanted) -> d2L/dwanted dw . direction, one tensor for each of wanted (alphas or weights)
-Product = Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
 Loss = Callable[[], Tensor]  # at the present values; the same call gives the same
 
-SHIFT = 0.01  # how far `difference` moves the weights, all together; as published
+SHIFT = 0.01  # how far `Difference` moves the weights, all together; as published
 
 
-def exact(loss: Loss, model: nn.Module) -> Product:
-    """d(dL/dw . direction)/dwanted by a second backward pass; all products share one forward and one first backward.
+class Products(Protocol):
+    """slope(): dL/dw of the trained weights. The call: d(dL/dw . direction)/dwanted for alphas or weights."""
+
+    def slope(self) -> list[Tensor]: ...
+
+    def __call__(self, direction: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[Tensor]: ...
+
+
+class Exact:
+    """By a second backward pass; all products and the slope share one forward and one first backward pass.
 
     In a 1-bit network signs have the first and the second derivative of their surrogates throughout: the product is
     that of a smooth network which has the same values and these derivatives at the present weights.
     """
-    weights = trained(model)
-    slope = torch.autograd.grad(loss(), weights, create_graph=True, allow_unused=True, materialize_grads=True)
 
-    def product(direction: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[Tensor]:
-        along = torch.stack([(s * d).sum() for s, d in zip(slope, direction, strict=True)]).sum()
+    def __init__(self, loss: Loss, model: nn.Module) -> None:
+        weights = trained(model)
+        value = loss()
+        self._slope = torch.autograd.grad(value, weights, create_graph=True, allow_unused=True, materialize_grads=True)
+
+    def slope(self) -> list[Tensor]:
+        return [part.detach() for part in self._slope]
+
+    def __call__(self, direction: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[Tensor]:
+        along = torch.stack([(s * d).sum() for s, d in zip(self._slope, direction, strict=True)]).sum()
         return gradients(along, wanted, keep=True)
 
-    return product
 
-
-def difference(loss: Loss, model: nn.Module) -> Product:
+class Difference:
     """(g(w + eps d) - g(w - eps d)) / (2 eps), eps = 0.01 / ||d||, g = dL/dwanted (DARTS, Liu et al. 2019, equation 8).
 
     Needs less memory. But g jumps where a value in front of a sign or a ReLU crosses zero, which thousands do over so
     long a way: on our micro networks, 1-bit or float, the result had cosines from -0.4 to 0.3 with the exact product in
     most cases, and many times its length. Over 1e-8, in float64, the two agree in a float network.
     """
-    weights = trained(model)
 
-    def product(direction: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[Tensor]:
+    def __init__(self, loss: Loss, model: nn.Module) -> None:
+        self._loss, self._model = loss, model
+
+    def slope(self) -> list[Tensor]:
+        return gradients(self._loss(), trained(self._model))
+
+    def __call__(self, direction: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[Tensor]:
+        weights = trained(self._model)
         eps = SHIFT / length(direction).clamp(min=torch.finfo(torch.float32).tiny)
-        with moved(weights, direction, eps), undisturbed(model):
-            ahead = gradients(loss(), wanted)
-        with moved(weights, direction, -eps), undisturbed(model):
-            behind = gradients(loss(), wanted)
+        with moved(weights, direction, eps), undisturbed(self._model):
+            ahead = gradients(self._loss(), wanted)
+        with moved(weights, direction, -eps), undisturbed(self._model):
+            behind = gradients(self._loss(), wanted)
         return [(a - b) / (2 * eps) for a, b in zip(ahead, behind, strict=True)]
 
-    return product
 
-
-PRODUCTS: dict[str, Callable[[Loss, nn.Module], Product]] = {"exact": exact, "difference": difference}
+PRODUCTS: dict[str, Callable[[Loss, nn.Module], Products]] = {"exact": Exact, "difference": Difference}
 
 
 def gradients(loss: Tensor, wanted: Sequence[Tensor], *, keep: bool = False) -> list[Tensor]:
@@ -68,15 +83,16 @@ def length(direction: Sequence[Tensor]) -> Tensor:
 
 @contextmanager
 def moved(weights: Sequence[Tensor], direction: Sequence[Tensor], amount: Tensor | float) -> Iterator[None]:
-    """Within, weights + amount * direction; after, exactly what was before."""
-    kept = [weight.detach().clone() for weight in weights]
-    with torch.no_grad():
-        torch._foreach_add_(list(weights), torch._foreach_mul(list(direction), amount))
+    """Within, weights + amount * direction; after, the very tensors of before, so that graphs made of them still hold."""
+    kept = [weight.data for weight in weights]
+    places = torch._foreach_add(kept, torch._foreach_mul(list(direction), amount))
     try:
+        for weight, place in zip(weights, places, strict=True):
+            weight.data = place
         yield
     finally:
-        with torch.no_grad():
-            torch._foreach_copy_(list(weights), kept)
+        for weight, value in zip(weights, kept, strict=True):
+            weight.data = value
 
 
 @contextmanager

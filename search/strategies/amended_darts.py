@@ -15,7 +15,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from ..second_order import Loss, Product, exact, gradients, length, trained, undisturbed
+from ..second_order import Exact, Loss, Products, gradients, length, trained, undisturbed
 from .bilevel import Method, Problem, search
 from .task import SearchResult, SearchTask
 
@@ -26,7 +26,7 @@ def amended(
     problem: Problem,
     eta: float,
     most: float = math.inf,
-    products: Callable[[Loss, nn.Module], Product] = exact,
+    products: Callable[[Loss, nn.Module], Products] = Exact,
 ) -> list[Tensor]:
     """g1 - eta M H v, the latter shortened to at most `most` times the length of g1.
 
@@ -37,8 +37,8 @@ def amended(
     found = gradients(problem.validation(), [*alphas, *weights])
     direct, v = found[: len(alphas)], found[len(alphas) :]
     with undisturbed(problem.model):
-        product = products(problem.train, problem.model)
-        amendment = product(product(v, weights), alphas)
+        training = products(problem.train, problem.model)
+        amendment = training(training(v, weights), alphas)
     ratio = eta * length(amendment) / length(direct).clamp(min=1e-12)
     problem.notes["amendment"] = ratio
     share = eta * (most / ratio.clamp(min=1e-12)).clamp(max=1)

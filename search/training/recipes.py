@@ -40,7 +40,7 @@ class Budget:
 
 
 BUDGETS = {
-    "smoke": Budget(Recipe(6, 128), 24, 8, 512, Recipe(8), Recipe(2, 64)),
+    "smoke": Budget(Recipe(6, 128), 24, 8, 512, Recipe(8), Recipe(1, 32)),
     "default": Budget(Recipe(40, 128), 64, 16, 1024, Recipe(40), Recipe(25, 64)),
     # SPOS as published: 120 and 240 epochs of batch 1,024; 20 generations of 50; 25,600 calibration images.
     # DARTS as published: 50 epochs of batch 64.
