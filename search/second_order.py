@@ -83,7 +83,7 @@ def length(direction: Sequence[Tensor]) -> Tensor:
 
 @contextmanager
 def moved(weights: Sequence[Tensor], direction: Sequence[Tensor], amount: Tensor | float) -> Iterator[None]:
-    """Within, weights + amount * direction; after, the very tensors of before, so that graphs made of them still hold."""
+    """Within, weights + amount * direction; after, the very tensors of before, so graphs made of them still hold."""
     kept = [weight.data for weight in weights]
     places = torch._foreach_add(kept, torch._foreach_mul(list(direction), amount))
     try:
