@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 OLDEST = "1.17.3"  # of onnxruntime, that files and the operator library must work with
@@ -34,7 +35,10 @@ def old_python() -> str:
     folder = ROOT / "build" / f"ort-{OLDEST}"
     python = folder / "bin" / "python"
     complete = folder / "complete"
-    if not complete.exists():
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # of the processes that run tests, one makes it and the others wait
+        if complete.exists():
+            return str(python)
         install = [str(python), "-m", "pip", "install", "--quiet", f"onnxruntime=={OLDEST}", "numpy<2"]
         for command in ([sys.executable, "-m", "venv", "--clear", str(folder)], install):
             done = subprocess.run(command, capture_output=True, text=True)
