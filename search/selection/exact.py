@@ -26,7 +26,11 @@ from ..latency import LatencyModel, check_limit
 RESOLUTION = 1e-9
 SCALE = 1e4
 MARGIN = RESOLUTION * SCALE / 2
-NODES = 20_000  # of a search tree; scores that are nearly a function of the latency can need more than anyone waits for
+# Nodes of search trees that a selection may take, which keeps it under a second. Scores that are independent of the
+# latency take a few, those that follow it to a tenth 100, and scores that are nearly a function of it more than anyone
+# waits for.
+NODES = 250
+LEAST_NODES, UNCOUNTED_NODES = 5, 50  # what a solution counts as at least, and one that HiGHS has no count for
 LARGEST = 1e300  # a score; sums of larger ones overflow
 INFEASIBLE = 2  # scipy's name for it
 
@@ -58,9 +62,9 @@ def select(latency: LatencyModel, scores: tuple[np.ndarray, ...], limit_ms: floa
     """The architecture with the greatest sum of scores under the limit.
 
     scores[g][k]: what candidate k of gene g adds, of any sign. Of equals (see RESOLUTION) the one with the lowest
-    latency wins, of those the one with the earlier candidate at the first gene where they differ. Where NODES do not
-    suffice for the proof, `gap` says what is left open. Raises InputError if no architecture meets the limit or a score
-    is not a number of at most LARGEST.
+    latency wins, of those the one with the earlier candidate at the first gene where they differ, unless there are so
+    many that NODES do not suffice to order them. Where these do not suffice for the proof, `gap` says what is open.
+    Raises InputError if no architecture meets the limit or a score is not a number of at most LARGEST.
     """
     return several(latency, scores, limit_ms, 1)[0]
 
@@ -102,11 +106,13 @@ def _best(
 ) -> Selection | None:
     """The first in the order of `select` that is not banned; None if all that meet the limit are."""
     kept = _undominated(latency, scores, limit_ms, len(banned) + 1)
+    nodes = NODES
     while True:
-        knapsack = _Knapsack(latency, scores, kept, limit_ms, banned)
+        knapsack = _Knapsack(latency, scores, kept, limit_ms, banned, nodes)
         indices, least = knapsack.minimise(knapsack.loss)
-        if indices is None and least < np.inf:
-            raise RuntimeError(f"HiGHS found no architecture under {limit_ms} ms in {NODES} nodes")
+        if indices is None and least < np.inf:  # nothing yet, which is no reason to stop
+            nodes *= 2
+            continue
         if indices is None:
             return None
         # A candidate that alone loses more than all of the solution is in none that is better. Scores that forbid, say
@@ -153,7 +159,8 @@ class _Knapsack:
 
     loss and over have an entry for each variable, of which `parts` are the genes': how much the candidate's score is
     below the gene's best, and its latency above the gene's lowest, on a scale on which the spread and the room under
-    the limit are SCALE. What turns out to be over the limit is added to `banned`.
+    the limit are SCALE. What turns out to be over the limit is added to `banned`. nodes: how many of
+    search trees may still be spent.
     """
 
     def __init__(
@@ -163,8 +170,9 @@ class _Knapsack:
         kept: list[np.ndarray],
         limit_ms: float,
         banned: list[tuple[int, ...]],
+        nodes: int,
     ) -> None:
-        self.latency, self.limit_ms, self.kept, self.banned = latency, limit_ms, kept, banned
+        self.latency, self.limit_ms, self.kept, self.banned, self.nodes = latency, limit_ms, kept, banned, nodes
         ends = np.cumsum([len(k) for k in kept]).tolist()
         self.parts = [slice(end - len(k), end) for k, end in zip(kept, ends, strict=True)]
         values = [v[k] for v, k in zip(scores, kept, strict=True)]
@@ -186,12 +194,44 @@ class _Knapsack:
     def minimise(self, costs: np.ndarray) -> tuple[tuple[int, ...] | None, float]:
         """The solution of least cost that meets all rows and the limit and is not banned, and a bound: none costs less.
 
-        (None, inf) if there is no solution, (None, a bound) if none was found.
+        (None, inf) if there is no solution, (None, a bound) if none was found in the nodes that are left.
+
+        To HiGHS, whole is what is whole to 1e-6, so a solution may hold a millionth of a candidate, and its bound may
+        be that of such a solution. Where the bound is not met, we branch ourselves: on the gene of the largest
+        fraction, once with only what was taken there, and once without it. A gene with one candidate has no fractions.
+        """
+        best, least, bound = None, np.inf, np.inf  # least: the cost of the best
+        branches = [(self.allowed, 0.0)]  # no cost is below 0
+        while branches:
+            allowed, below = branches.pop()
+            shares, below = self._solve(costs, allowed, below)
+            if shares is None:
+                bound = min(bound, below)
+                continue
+            taken = self._rounded(shares)
+            if best is None or self.cost(costs, taken) < least:
+                best, least = taken, self.cost(costs, taken)
+            open_genes = [g for g, part in enumerate(self.parts) if allowed[part].sum() > 1]
+            if below >= least - MARGIN or self.nodes <= 0 or not open_genes:
+                bound = min(bound, below)
+                continue
+            gene = max(open_genes, key=lambda g: float(np.abs(shares - shares.round())[self.parts[g]].max()))
+            part, variable = self.parts[gene], self._taken(taken)[gene]
+            without, alone = allowed.copy(), allowed.copy()
+            without[variable] = 0.0
+            alone[part] = np.arange(part.start, part.stop) == variable
+            branches += [(without, below), (alone, below)]
+        return best, bound
+
+    def _solve(self, costs: np.ndarray, allowed: np.ndarray, bound: float) -> tuple[np.ndarray | None, float]:
+        """HiGHS's solution with the variables up to `allowed`, whole to 1e-6 and valid when rounded, and its bound.
+
+        (None, inf) if there is no solution, (None, a bound) if none was found. bound: one that is known.
         """
         from scipy.optimize import Bounds, LinearConstraint, milp  # type: ignore[import-untyped]
         from scipy.sparse import csr_array  # type: ignore[import-untyped]
 
-        while True:
+        while self.nodes > 0:
             bans = [self._taken(b) for b in self.banned if all(i in k for i, k in zip(b, self.kept, strict=True))]
             genes, forbidden = np.zeros((len(self.parts), len(costs))), np.zeros((len(bans), len(costs)))
             for row, part in zip(genes, self.parts, strict=True):
@@ -205,23 +245,26 @@ class _Knapsack:
                 result = milp(
                     costs,
                     integrality=np.ones(len(costs)),
-                    bounds=Bounds(0.0, self.allowed),
+                    bounds=Bounds(0.0, allowed),
                     constraints=LinearConstraint(csr_array(matrix), lower, upper),
                     # Presolving saves little here, and was seen to call two nearly parallel rows infeasible.
-                    options={"mip_rel_gap": 0.0, "node_limit": NODES, "presolve": False},
+                    options={"mip_rel_gap": 0.0, "node_limit": self.nodes, "presolve": False},
                 )
+            self.nodes -= max(LEAST_NODES, result.mip_node_count or UNCOUNTED_NODES)
             if result.status == INFEASIBLE:
                 return None, np.inf
-            bound = -np.inf if result.mip_dual_bound is None else float(result.mip_dual_bound)
+            if result.mip_dual_bound is not None:
+                bound = max(bound, float(result.mip_dual_bound))
             if result.x is None:
                 return None, bound
-            indices = tuple(int(k[result.x[part].argmax()]) for k, part in zip(self.kept, self.parts, strict=True))
+            indices = self._rounded(result.x)
             if indices in self.banned:
                 raise RuntimeError(f"HiGHS returned a solution that it was forbidden, {indices}: {result.message}")
             meets_rows = all(self.cost(row, indices) <= most for row, most in self.rows[1:])
             if meets_rows and self.latency.ms_of(indices) <= self.limit_ms:
-                return indices, bound
+                return result.x, bound
             self.banned.append(indices)
+        return None, bound
 
     def first_of_equals(self, best: tuple[int, ...]) -> tuple[int, ...]:
         """Of the solutions as good as `best`, one of least loss, the first in the order of `select`."""
@@ -241,6 +284,9 @@ class _Knapsack:
                 best = self.minimise(position)[0] or best
             self.allowed[part] = k == best[g]
         return best
+
+    def _rounded(self, shares: np.ndarray) -> tuple[int, ...]:
+        return tuple(int(k[shares[part].argmax()]) for k, part in zip(self.kept, self.parts, strict=True))
 
     def _taken(self, indices: Sequence[int]) -> list[int]:
         """The variables that are 1."""

@@ -130,6 +130,33 @@ def test_sums_that_only_rounding_puts_over_the_limit_are_over_it(make_toy) -> No
     assert select(model, scores, 0.1 + 0.2).indices == (0, 0)
 
 
+def test_a_bound_counts_no_millionth_of_a_candidate(make_toy) -> None:
+    """HiGHS takes 6e-8 for a whole number: so much of a candidate fits under this limit, and adds 6e-8 to its bound."""
+    little = 2.0**-24
+    model = make_toy([[1, 1, 0, 0.5, 0], [1, 0, 0, 0, little]])
+    scores = (np.array([0.0, 1, -1, 0, -1]), np.array([1.0, 0, 0, 0, 0]))
+    found = select(model, scores, model.ms_of((0, 4)))
+    assert found.indices == (1, 1) and found.gap == 0 and found.bound == found.score == 1.0
+
+
+def test_bounds_hold_where_scores_are_nearly_latencies(make_toy, brute_force) -> None:
+    """Whatever could be proven: the optimum is between the score and the bound."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        times = rng.random((4, 6))
+        model = make_toy(times.tolist())
+        scores = tuple(ms + 1e-3 * rng.random(6) for ms in times)
+        for nodes in (1, 20, 10_000):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(exact, "NODES", nodes)
+                found = select(model, scores, 2.0)
+            best = brute_force(model, scores, 2.0)[0]
+            slack = RESOLUTION * sum(np.ptp(s) for s in scores)
+            assert found.score - slack <= best.score <= found.bound + slack
+            if nodes == 10_000:
+                assert found.gap == 0 and found.indices == best.indices
+
+
 def test_forbidding_scores_leave_the_others_their_weight(make_toy, brute_force) -> None:
     """-1e12 dwarfs the rest: at one part in 1e9 of it, all other scores would be equal."""
     rng = np.random.default_rng(3)
