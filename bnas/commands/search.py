@@ -165,6 +165,7 @@ def do_search(
             "trials": [t.to_dict() for t in found.trials],
             "supernet_losses": list(found.losses),
             "curves": found.curves,
+            "course": [list(architecture.choices) for architecture in found.course],
             "steps": found.steps,
             "initial_hash": found.initial_hash,
             "state_hash": found.state_hash,

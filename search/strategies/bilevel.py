@@ -21,10 +21,11 @@ from ..augment import DeviceSplit, augment, generator
 from ..binary.layers import BinaryConv2d, set_progress
 from ..expected_latency import ExpectedLatency, Hinge, LatencyLoss
 from ..indicators import gene_scores
-from ..latency import check_limit
+from ..latency import LatencyModel, check_limit
 from ..relaxations import Alphas, Probabilities, Relaxation, Relaxed, Softmax, entropy
 from ..second_order import constant, gradients
 from ..selection.evolution import Trial
+from ..selection.exact import Selection, several
 from ..spaces import SearchSpace
 from ..supernet import Supernet
 from ..training.recipes import Recipe
@@ -69,6 +70,10 @@ ArchGradient = Callable[[Problem], list[Tensor]]
 Batch = tuple[Tensor, Tensor]  # images [B, C, H, W] and labels [B]
 Trace = Sequence[Probabilities]  # after each epoch
 Stop = Callable[[SearchSpace, Trace, int], int | None]  # (space, trace, epochs) -> the epoch to derive from, or go on
+Settle = Callable[[Sequence[Tensor], Sequence[Tensor]], None]  # (alphas before a step, alphas after it), changes those
+Regulariser = Callable[[Sequence[Tensor], float], Tensor]  # (weights of the candidates, share of the training done)
+Worth = Callable[[SearchSpace, Probabilities], Probabilities]  # what candidates are derived by
+Rank = Callable[[LatencyModel, tuple[np.ndarray, ...], float, int], list[Selection]]  # as selection.exact.several
 
 
 def first_order(problem: Problem) -> list[Tensor]:
@@ -81,23 +86,34 @@ def never(space: SearchSpace, trace: Trace, epochs: int) -> int | None:
     return None
 
 
+def as_they_are(space: SearchSpace, kept: Probabilities) -> Probabilities:
+    return kept
+
+
 @dataclass(frozen=True)
 class Method:
     """The slots of a gradient method.
 
-    relaxation: alphas -> gates. gradient: how that of the alphas comes about. order: "alphas" or "weights" take the
-    first step of the two, each on its half of the images, or both take it "together" from one backward pass on one
-    batch of all images. warmup: share of the epochs in which only weights learn. stop: asked after each epoch.
-    latency_loss: joins cross-entropy and expected latency for the alphas. alphas, supernet: how they are made.
+    relaxation: alphas -> gates. paths: the gates under which weights learn, where they are others. gradient: how that
+    of the alphas comes about. order: "alphas" or "weights" take the first step of the two, each on its half of the
+    images, or both take it "together" from one backward pass on one batch of all images. warmup: share of the epochs in
+    which only weights learn. every: alphas learn in each so many-th step after that. settle: changes alphas after
+    their step. stop: asked after each epoch. latency_loss: joins cross-entropy and expected latency for the alphas;
+    regulariser: is added to that. worth: probabilities -> scores to derive by. alphas, supernet: how they are made.
     autocast: bfloat16 on a GPU; never where a gradient comes from small differences of losses.
     """
 
     relaxation: Relaxation = SOFTMAX
+    paths: Relaxation | None = None
     gradient: ArchGradient = first_order
     order: str = "alphas"
     warmup: float = 0.0
+    every: int = 1
+    settle: Settle | None = None
     stop: Stop = never
     latency_loss: LatencyLoss = HINGE
+    regulariser: Regulariser | None = None
+    worth: Worth = as_they_are
     alpha_recipe: AlphaRecipe = AlphaRecipe()
     alphas: Callable[[SearchSpace, int], Alphas] = Alphas
     supernet: Callable[[SearchSpace], nn.Module] = Supernet
@@ -285,21 +301,26 @@ def search(task: SearchTask, method: Method) -> SearchResult:
     learner = make_learner(task, method)
     initial = digest(learner.alphas.state_dict())
     course = Course(task, method, learner)
-    record = repeat(
-        {"learner": learner},
-        course.step,
-        course.epoch_end,
-        steps=course.steps,
-        per_epoch=course.per_epoch,
-        path=task.folder / "supernet.safetensors",
-        stage="supernet",
-        progress=task.progress,
-    )
+    record = follow(course, "supernet")
     kept = learner.alphas.split(record.trace[-1 if record.chosen is None else record.chosen])
     state = learner.alphas.state_dict()
     if method.stop is not never:  # how long alphas learned is then a thing that the method found
         state["epochs"] = torch.tensor(len(record.trace))
-    return derive(task, kept, record, initial, digest(state), course.stopwatch)
+    return derive(task, method.worth(task.space, kept), record, initial, digest(state), course.stopwatch)
+
+
+def follow(course: "Course", stage: str) -> Record:
+    """Take the course to its end, from where its checkpoint is; `stage` names that and the progress."""
+    return repeat(
+        {"learner": course.learner},
+        course.step,
+        course.epoch_end,
+        steps=course.steps,
+        per_epoch=course.per_epoch,
+        path=course.task.folder / f"{stage}.safetensors",
+        stage=stage,
+        progress=course.task.progress,
+    )
 
 
 def relaxed_budget(task: SearchTask) -> SearchTask:
@@ -336,7 +357,7 @@ class Course:
         """What happens in step `number`; its scalars, of which "loss" is the weights'."""
         self.learner.at(number, self.steps)
         train = self.train_batches(number)
-        if number < self.cold:
+        if number < self.cold or (number - self.cold) % self.method.every:
             return self.weights_learn(number, train)
         if self.method.order == "together":
             return self.both_learn(number, train)
@@ -347,7 +368,7 @@ class Course:
     def weights_learn(self, number: int, train: Batch) -> dict[str, Tensor]:
         with self.stopwatch.phase("weights"):
             alphas = [alpha.detach() for alpha in self.learner.alphas.parameters()]
-            loss = self.cross_entropy(number, alphas, train)
+            loss = self.cross_entropy(train, self.path(number, alphas))
             self.learner.weight_step(loss)
         return {"loss": loss.detach()}
 
@@ -357,14 +378,17 @@ class Course:
             notes: dict[str, Tensor] = {}
             alphas = list(self.learner.alphas.parameters())
             problem = Problem(
-                train=lambda: self.cross_entropy(number, alphas, train),
+                train=lambda: self.cross_entropy(train, self.relax(number, alphas)),
                 validation=lambda: self.objective(number, alphas, held_out, notes),
                 model=self.learner.supernet,
                 alphas=alphas,
                 rate=self.learner.rate,
                 notes=notes,
             )
+            before = [alpha.detach().clone() for alpha in alphas]
             self.learner.alpha_step(self.method.gradient(problem))
+            if self.method.settle is not None:
+                self.method.settle(before, [alpha.detach() for alpha in alphas])
         return notes
 
     def both_learn(self, number: int, train: Batch) -> dict[str, Tensor]:
@@ -379,6 +403,12 @@ class Course:
         """All passes of one step see the same noise."""
         return self.method.relaxation(alphas, self.share(number), generator(self.task.seed, number, 4))
 
+    def path(self, number: int, alphas: Sequence[Tensor]) -> Relaxed:
+        """What the weights of one step learn under."""
+        if self.method.paths is None:
+            return self.relax(number, alphas)
+        return self.method.paths(alphas, self.share(number), generator(self.task.seed, number, 5))
+
     def share(self, number: int) -> float:
         """0 in the first step, 1 in the last."""
         return number / max(1, self.steps - 1)
@@ -388,17 +418,22 @@ class Course:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=enabled):
             return self.learner.supernet(images, relaxed.gates).float()
 
-    def cross_entropy(self, number: int, alphas: Sequence[Tensor], batch: Batch) -> Tensor:
+    def cross_entropy(self, batch: Batch, relaxed: Relaxed) -> Tensor:
         """The weights' loss."""
-        logits = self.logits(batch[0], self.relax(number, alphas))
+        logits = self.logits(batch[0], relaxed)
         return F.cross_entropy(logits, batch[1], label_smoothing=self.recipe.label_smoothing)
 
     def objective(self, number: int, alphas: Sequence[Tensor], batch: Batch, notes: dict[str, Tensor]) -> Tensor:
-        """The alphas' loss, of cross-entropy and expected latency. Notes it, and the share of images that are right."""
+        """The alphas' loss, of cross-entropy, expected latency and the method's regulariser.
+
+        Notes it, and the share of images that are right.
+        """
         relaxed = self.relax(number, alphas)
         logits = self.logits(batch[0], relaxed)
         expected_ms = self.expected(relaxed.weights, relaxed.survival)
         loss = self.method.latency_loss(F.cross_entropy(logits, batch[1]), expected_ms, self.task.limit_ms)
+        if self.method.regulariser is not None:
+            loss = loss + self.method.regulariser(relaxed.weights, self.share(number)).to(loss)
         notes["architecture loss"] = loss.detach()
         notes["expected latency ms"] = expected_ms.detach()
         notes["architecture accuracy"] = (logits.detach().argmax(1) == batch[1]).float().mean()
@@ -419,18 +454,22 @@ def batches(task: SearchTask, indices: Tensor, tag: int) -> Batches:
 
 
 def derive(
-    task: SearchTask, kept: Probabilities, record: Record, initial_hash: str, state_hash: str, stopwatch: Stopwatch
+    task: SearchTask,
+    kept: Probabilities,
+    record: Record,
+    initial_hash: str,
+    state_hash: str,
+    stopwatch: Stopwatch,
+    rank: Rank = several,
 ) -> SearchResult:
     """The architectures under the limit that keep most probability, exactly. kept[d][k]: of candidate k of decision d.
 
     Without a limit that is DARTS's rule: for each node the two edges whose largest probability but that of `none` is
-    largest, with that candidate; for each layer of a chain the most probable candidate.
+    largest, with that candidate; for each layer of a chain the most probable candidate. rank: what finds them.
     """
-    from ..selection.exact import several
-
     with stopwatch.phase("derive"):
         count = min(task.budget.population, task.space.size)
-        chosen = several(task.latency, gene_scores(task.space, kept), task.limit_ms, count)
+        chosen = rank(task.latency, gene_scores(task.space, kept), task.limit_ms, count)
     trials = tuple(Trial(task.space.architecture(s.indices), s.score, s.latency_ms) for s in chosen)
     return SearchResult(
         best=trials[0],
@@ -442,8 +481,14 @@ def derive(
         state_hash=state_hash,
         certificate=chosen[0].certificate("{profile}"),
         curves=record.curves,
+        course=tuple(task.space.architecture(unlimited(task.space, split(task.space, flat))) for flat in record.trace),
         seconds=stopwatch.seconds,
     )
+
+
+def split(space: SearchSpace, flat: Tensor) -> Probabilities:
+    """A vector of values for all candidates of all decisions, taken apart by decision."""
+    return tuple(part.numpy() for part in flat.split([len(decision.candidates) for decision in space.decisions]))
 
 
 def unlimited(space: SearchSpace, kept: Probabilities) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..augment import DeviceSplit
 from ..latency import LatencyModel
 from ..selection.evolution import Trial
-from ..spaces import SearchSpace
+from ..spaces import Architecture, SearchSpace
 from ..training.recipes import Budget
 from ..training.trainer import Progress
 
@@ -45,6 +45,7 @@ class SearchResult:
     losses: of the supernet, per epoch; steps: of its optimizer. initial_hash and state_hash are digests of what the
     method learns about candidates (scores, indicators, relaxed choices), before and after. certificate: the proof of
     a selection, where there is one. curves: what else was seen, per epoch; one that is shorter than losses began later.
+    course: what would have been derived without a limit, time after time (gradient methods: after each epoch).
     seconds: by phase, of this process.
     """
 
@@ -57,6 +58,7 @@ class SearchResult:
     state_hash: str
     certificate: str | None = None
     curves: dict[str, list[float]] = field(default_factory=dict)
+    course: tuple[Architecture, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
 
 
