@@ -63,7 +63,8 @@ def search(task: SearchTask, method: Method) -> SearchResult:
     return method.select(task, trained)
 
 
-def train(task: SearchTask, method: Method, stopwatch: Stopwatch) -> Trained:
+def prepare(task: SearchTask, method: Method) -> tuple[Supernet, SearchSpace]:
+    """The supernet before training, and the task's space with the indicators that the method asked for."""
     space = with_indicators(task.space, method.indicators) if method.indicators else task.space
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.seed)
@@ -73,6 +74,11 @@ def train(task: SearchTask, method: Method, stopwatch: Stopwatch) -> Trained:
 
             INITIALISERS[method.initialiser](supernet, task.seed)
     frozen_but(supernet, space, method.trainable)
+    return supernet, space
+
+
+def train(task: SearchTask, method: Method, stopwatch: Stopwatch) -> Trained:
+    supernet, space = prepare(task, method)
     initial = digest(dict(supernet.named_parameters()))
     passes = len(method.passes(space, task.seed, 0, 1))
     recipe = task.budget.supernet
