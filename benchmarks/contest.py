@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
@@ -74,7 +74,7 @@ def images_of(setting: Setting) -> ImageSet:
     return load_images(setting.data, image_size=setting.scale.image_size)
 
 
-@lru_cache(maxsize=None)
+@cache
 def latency_of(space: SearchSpace) -> LatencyModel:
     return latency_model(space, LatencyTable(load_profile(PROFILE)))
 
@@ -224,7 +224,7 @@ def command(
     options = parser.parse_args(arguments)
     suffix = "" if options.scale == "small" else f"_{options.scale}"
     path = options.json or RESULTS / f"{name}{suffix}.json"
-    setting = Setting(str(Path(options.data).resolve()), scales[options.scale])
+    setting = Setting(options.data, scales[options.scale])
     try:
         document = opened(path, setting)
     except InputError as error:
@@ -302,5 +302,3 @@ def table(header: Sequence[str], lines: Iterable[Sequence[str]], text: int = 1) 
     """A Markdown table whose first `text` columns are words and whose others are numbers."""
     marks = ["---" if i < text else "--:" for i in range(len(header))]
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, marks, *lines))
-
-

@@ -55,7 +55,9 @@ SCALES = {
     ),
     "gpu": Scale(
         image_size=32, images=45_000, validation=5000, training_images=50_000, test=10_000,
-        budget=Budget(Recipe(60, 256), evaluations=1000, population=20, calibration_images=5000, training=Recipe(60, 256)),
+        budget=Budget(
+            Recipe(60, 256), evaluations=1000, population=20, calibration_images=5000, training=Recipe(60, 256)
+        ),
         seeds=5, shared=50, spaces=("shufflenet:cifar", "mobilenet:cifar", "shufflenet:cifar:bits=32"),
     ),
 }  # fmt: skip
@@ -189,11 +191,12 @@ def step_of(task: SearchTask, method: single_path.Method) -> tuple[int, Callable
 
 
 def markdown(document: Row) -> str:
-    parts = [f"# Single-path methods against random search\n\nMade by `benchmarks/search_methods.py`. {about(document)}\n"]
-    parts.append(
-        "Mean and 95 % interval (Student's t) over seeds. tau: Kendall's rank correlation between a method's scores of\n"
-        "the shared set and the accuracies of its networks, each trained alone; mean and range over seeds.\n"
-    )
+    parts = [
+        "# Single-path methods against random search\n",
+        f"Made by `benchmarks/search_methods.py`. {about(document)}\n",
+        "Mean and 95 % interval (Student's t) over seeds. tau: Kendall's rank correlation of a method's scores of\n"
+        "the shared set and the accuracies of its networks, trained alone; mean and range over seeds.\n",
+    ]
     for space in document["scale"]["spaces"]:
         rows = of(document["rows"], space=space)
         parts.append(f"## {space}\n\n{shared_line(rows)}\n\n{methods_table(rows)}\n")
@@ -212,7 +215,7 @@ def shared_line(rows: Sequence[Row]) -> str:
 
 def methods_table(rows: Sequence[Row]) -> str:
     searches = of(rows, kind="search")
-    steps = next((row["ms_per_pass"] for row in of(rows, kind="steps")), {})
+    steps: dict[str, float] = next((row["ms_per_pass"] for row in of(rows, kind="steps")), {})
     base = [row["test_accuracy"] for row in of(searches, method=RANDOM)]
     lines = []
     for method in (RANDOM, *METHODS, *VARIANTS):
@@ -220,11 +223,12 @@ def methods_table(rows: Sequence[Row]) -> str:
         if not own:
             continue
         accuracies = [row["test_accuracy"] for row in own if "test_accuracy" in row]
+        compared = accuracies and base and method != RANDOM
         lines.append(
             [
                 method,
                 interval(accuracies).format() if accuracies else "",
-                verdict(interval(accuracies), interval(base), RANDOM) if accuracies and base and method != RANDOM else "",
+                verdict(interval(accuracies), interval(base), RANDOM) if compared else "",
                 tau_text([kendall(rows, row["scores"]) for row in own if row["scores"]]),
                 interval(row["search_seconds"] for row in own).format(1, 0),
                 f"{steps[method]:.1f}" if method in steps else "",

@@ -3,8 +3,8 @@
 Two tables. Times: the exact selection over budgets from the fastest architecture to the slowest, for a 20 x 6 space
 with random latencies and the cifar instances of our spaces under a shipped profile. Regret: how far below the exact
 optimum the evolution stays after --evaluations evaluations, and the greedy choice, as a share of what the optimum gains
-over the fastest architecture; 0 is the optimum. All with additive random scores of two kinds: "random" are independent of
-the latency, "costly" grow with it (latency / the gene's greatest + noise of 10 %), which makes a harder knapsack.
+over the fastest architecture; 0 is the optimum. All with additive random scores of two kinds: "random" are independent
+of the latency, "costly" grow with it (latency / the gene's greatest + noise of 10 %), which makes a harder knapsack.
 """
 
 import argparse
