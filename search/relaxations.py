@@ -33,7 +33,10 @@ class Alphas(nn.Module):
         self.values = nn.ParameterList(values.split(sizes))
 
     def probabilities(self) -> Probabilities:
-        """softmax(alpha), on the CPU: what the candidates of a derived network are chosen by."""
+        """softmax(alpha), on the CPU: what the candidates of a derived network are chosen by.
+
+        A subclass may weigh decisions against each other, each by a positive factor.
+        """
         flat = torch.cat([alpha.detach() for alpha in self.values]).cpu().double()
         return tuple(alpha.softmax(0).numpy() for alpha in flat.split([len(alpha) for alpha in self.values]))
 
@@ -43,8 +46,12 @@ class Alphas(nn.Module):
 
 
 def entropy(given: Probabilities) -> float:
-    """Mean entropy of the decisions, in nats: log K where nothing is decided, 0 where all is."""
-    return float(np.mean([-(p * np.log(np.maximum(p, np.finfo(float).tiny))).sum() for p in given]))
+    """Mean entropy of the decisions, in nats: log K where nothing is decided, 0 where all is.
+
+    given: shares, brought to a sum of 1 for each decision.
+    """
+    shares = [p / p.sum() for p in given]
+    return float(np.mean([-(p * np.log(np.maximum(p, np.finfo(float).tiny))).sum() for p in shares]))
 
 
 class Relaxed(NamedTuple):

@@ -302,11 +302,13 @@ def search(task: SearchTask, method: Method) -> SearchResult:
     initial = digest(learner.alphas.state_dict())
     course = Course(task, method, learner)
     record = follow(course, "supernet")
-    kept = learner.alphas.split(record.trace[-1 if record.chosen is None else record.chosen])
+    trace = [method.worth(task.space, learner.alphas.split(flat)) for flat in record.trace]
+    record = replace(record, trace=[torch.from_numpy(np.concatenate(kept)) for kept in trace])
+    kept = trace[-1 if record.chosen is None else record.chosen]
     state = learner.alphas.state_dict()
     if method.stop is not never:  # how long alphas learned is then a thing that the method found
         state["epochs"] = torch.tensor(len(record.trace))
-    return derive(task, method.worth(task.space, kept), record, initial, digest(state), course.stopwatch)
+    return derive(task, kept, record, initial, digest(state), course.stopwatch)
 
 
 def follow(course: "Course", stage: str) -> Record:
@@ -469,7 +471,8 @@ def derive(
     """
     with stopwatch.phase("derive"):
         count = min(task.budget.population, task.space.size)
-        chosen = rank(task.latency, gene_scores(task.space, kept), task.limit_ms, count)
+        scores = gene_scores(task.space, kept)
+        chosen = rank(task.latency, scores, task.limit_ms, count)
     trials = tuple(Trial(task.space.architecture(s.indices), s.score, s.latency_ms) for s in chosen)
     return SearchResult(
         best=trials[0],
@@ -482,6 +485,7 @@ def derive(
         certificate=chosen[0].certificate("{profile}"),
         curves=record.curves,
         course=tuple(task.space.architecture(unlimited(task.space, split(task.space, flat))) for flat in record.trace),
+        scores=tuple(tuple(values.tolist()) for values in scores) if rank is several else (),
         seconds=stopwatch.seconds,
     )
 
