@@ -1,4 +1,4 @@
-"""Convolutions in 8 bits, recognised by value: whole-numbered weights on whole-numbered inputs.
+"""Convolutions and linear layers in 8 bits, recognised by value: whole-numbered weights on whole-numbered inputs.
 
 Inputs are uint8 with one scale and zero point; weights are int8, symmetric, with one scale per output channel
 (Krishnamoorthi 2018, arXiv 1806.08342, sections 2.2 and 3.1). Training computes with the rounded values in float; here
@@ -19,14 +19,14 @@ BIAS_PRECISION = 2**24  # steps of a bias whose channel has no weight
 
 
 @dataclass(frozen=True, eq=False)
-class EightBitConv:
-    """conv(dequantised x, integers * scale) with what follows it.
+class EightBitUnit:
+    """op(dequantised x, integers * scale), a convolution with what follows it or a linear layer.
 
-    integers: int8 [out, in/groups, kh, kw] in [-127, 127]; scale: float32 [out], a zero channel's is any.
-    source: the `quantize` whose levels the input has. epilogue: as `graph.conv_epilogue`.
+    integers: int8 in [-127, 127], of the shape of the weight; scale: float32 [out], a zero channel's is any.
+    source: the `quantize` whose levels the input has. epilogue: as `graph.conv_epilogue`, of a linear layer empty.
     """
 
-    conv: FloatOp
+    op: FloatOp
     integers: np.ndarray
     scale: np.ndarray
     source: FloatOp
@@ -48,34 +48,37 @@ class EightBitConv:
         *between, last = self.epilogue
         if between and not (between[0].kind == "relu" and last.attributes["zero_point"] == 0):
             return None
-        steps = np.rint(self.conv.attributes["bias"].astype(np.float64) / self.bias_scale)
+        steps = np.rint(self.op.attributes["bias"].astype(np.float64) / self.bias_scale)
         return steps.astype(np.int32) if np.abs(steps).max() <= BIAS_LIMIT else None
 
 
-def eight_bit_convs(graph: Graph) -> dict[str, EightBitConv]:
-    """The 8-bit convolutions of `graph` in order, by the name of the convolution's value."""
+def eight_bit_units(graph: Graph) -> dict[str, EightBitUnit]:
+    """The 8-bit convolutions and linear layers of `graph` in order, by the names of their values."""
     producers, readers = graph.producers(), graph.readers()
     found = {}
-    for conv in graph.float_convs:
-        source = producers.get(conv.inputs[0])
+    for op in graph.nodes:
+        if not isinstance(op, FloatOp) or op.kind not in ("conv", "linear"):
+            continue
+        source = producers.get(op.inputs[0])
         while isinstance(source, FloatOp) and source.kind in KEEPS_LEVELS:
             source = producers.get(source.inputs[0])
-        integers = integer_weights(conv.attributes["weight"])
+        integers = integer_weights(op.attributes["weight"])
         if integers is None or not isinstance(source, FloatOp) or source.kind != "quantize":
             continue
-        bias = np.abs(conv.attributes["bias"])
+        bias = np.abs(op.attributes["bias"])
         free = np.where(bias > 0, bias / (source.attributes["scale"] * BIAS_PRECISION), 1)
-        largest = _largest(conv.attributes["weight"])
+        largest = _largest(op.attributes["weight"])
         scale = np.where(largest > 0, largest / LARGEST, free).astype(np.float32)
-        found[conv.output] = EightBitConv(conv, integers, scale, source, conv_epilogue(conv, readers))
+        epilogue = conv_epilogue(op, readers) if op.kind == "conv" else ()
+        found[op.output] = EightBitUnit(op, integers, scale, source, epilogue)
     return found
 
 
 def integer_weights(weight: np.ndarray) -> np.ndarray | None:
-    """int8 like `weight` [out, in/groups, kh, kw], each channel of which is these times max |w| / 127; None if not."""
+    """int8 like `weight` [out, ...], each channel of which is these times max |w| / 127; None if not."""
     if not np.isfinite(weight).all():
         return None
-    largest = _largest(weight).reshape(-1, 1, 1, 1)
+    largest = _largest(weight).reshape(-1, *(1,) * (weight.ndim - 1))
     with np.errstate(all="ignore"):
         steps = np.where(largest > 0, weight.astype(np.float64) * LARGEST / largest, 0)
     whole = np.rint(steps)

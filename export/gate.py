@@ -20,7 +20,7 @@ import torch
 
 from .bits import around, unpack_values
 from .capture import INPUT, OUTPUT, Captured
-from .eight_bit import eight_bit_convs
+from .eight_bit import eight_bit_units
 from .graph import BinaryConv, FloatOp, Graph, conv_epilogue
 from .lowering import Lowered
 
@@ -133,16 +133,12 @@ class _Gate:
 
     def check_values(self, batch: np.ndarray, shown: Shown) -> None:
         """Part (a) for float and 8-bit operators: each value, from those that the file shows in front of it."""
-        given = {INPUT: batch, **shown.values}
-        for unit in self.units:
-            values = shown.units[unit.name]
-            if values.stage != "sign":
-                given[unit.output if values.stage == "unit" else self.lowered.cores[unit.name]] = values.y
+        given = self._given(batch, shown)
         for name in self.roundings:
             if name not in shown.values:
                 raise GateError(f"{self._name(name)}: the file does not show where it rounds to 8 bits")
         for name, value in shown.values.items():
-            tensors = {other: torch.from_numpy(array) for other, array in given.items() if other != name}
+            tensors = {other: tensor for other, tensor in given.items() if other != name}
             rounding = self.roundings.get(name)
             source = name if rounding is None else rounding.op.inputs[0]
             wanted = self.captured.run(tensors, [name, source])
@@ -151,6 +147,15 @@ class _Gate:
                 self._compare(self._name(name), value, wanted[name].numpy(), tolerance)
             else:
                 rounding.check(self._name(name), value, wanted[name].numpy(), wanted[source].numpy(), tolerance)
+
+    def _given(self, batch: np.ndarray, shown: Shown) -> dict[str, torch.Tensor]:
+        """The values that the file shows, by the names they have in PyTorch."""
+        given = {INPUT: batch, **shown.values}
+        for unit in self.units:
+            values = shown.units[unit.name]
+            if values.stage != "sign":
+                given[unit.output if values.stage == "unit" else self.lowered.cores[unit.name]] = values.y
+        return {name: torch.from_numpy(array) for name, array in given.items()}
 
     def _operators_behind(self, name: str, given: Container[str]) -> int:
         """How many operators PyTorch runs from the `given` values to the value `name`."""
@@ -211,7 +216,9 @@ class _Gate:
         if logits.shape != expected.shape:
             raise GateError(f"the file gives {logits.shape[1]} values per image, PyTorch {expected.shape[1]}")
         self.other_class += self._other_class(batch, shown) if anchors else 0
-        suspects = set(np.flatnonzero(logits.argmax(axis=1) != expected.argmax(axis=1)).tolist())
+        other = logits.argmax(axis=1) != expected.argmax(axis=1)
+        self._check_logits(batch, shown, logits, ~other)
+        suspects = set(np.flatnonzero(other).tolist())
         for unit in self.units:
             x = values[unit.x].numpy()
             flipped = _negative(unit, shown.units[unit.name].x) != _negative(unit, x)
@@ -224,6 +231,14 @@ class _Gate:
             if best[-1] - best[-2] > TOLERANCE * np.abs(best).max():
                 raise GateError(f"image {start + image}: equal signs everywhere, yet another class; the head differs")
             self.disagreeing.append((start + image, "the head"))
+
+    def _check_logits(self, batch: np.ndarray, shown: Shown, logits: np.ndarray, images: np.ndarray) -> None:
+        """Part (a) for the output of those `images` whose class is equal: that alone would not show a wrong head."""
+        given, output = self._given(batch, shown), self.lowered.graph.output
+        wanted = self.captured.run(given, [OUTPUT])[OUTPUT].numpy().reshape(len(batch), -1)
+        if images.any():
+            tolerance = TOLERANCE * self._operators_behind(output, given)
+            self._compare(self._name(output), logits[images], wanted[images], tolerance)
 
     def _forgive(self, number: int, unit: BinaryConv, x: np.ndarray, flipped: np.ndarray, image: int) -> None:
         """A disagreement counts as rounding if a flipped sign of its first differing layer was at its threshold."""
@@ -260,7 +275,7 @@ class _Gate:
 class _Rounding:
     """A place where values are rounded to 8 bits.
 
-    bias_error: float64 [C, 1, 1] or [1, 1, 1], by how many steps a runtime moves the values in front of it when it
+    bias_error: float64 [C, 1, 1] or a number, by how many steps a runtime moves the values in front of it when it
     takes the bias of their convolution as a whole number.
     """
 
@@ -294,14 +309,14 @@ class _Rounding:
 def _roundings(graph: Graph) -> dict[str, _Rounding]:
     """The places where `graph` rounds to 8 bits, in order, by the names of their values."""
     found = {
-        node.output: _Rounding(node, np.zeros((1, 1, 1)))
+        node.output: _Rounding(node, np.zeros(()))
         for node in graph.nodes
         if isinstance(node, FloatOp) and node.kind == "quantize"
     }
-    for unit in eight_bit_convs(graph).values():
+    for unit in eight_bit_units(graph).values():
         if (bias := unit.integer_bias()) is not None:
             last = unit.epilogue[-1]
-            error = np.abs(bias * unit.bias_scale.astype(np.float64) - unit.conv.attributes["bias"])
+            error = np.abs(bias * unit.bias_scale.astype(np.float64) - unit.op.attributes["bias"])
             found[last.output] = _Rounding(last, (error / last.attributes["scale"]).reshape(-1, 1, 1))
     return found
 

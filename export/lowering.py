@@ -12,7 +12,7 @@ import numpy as np
 
 from .aten import Op, read
 from .capture import INPUT, Captured
-from .eight_bit import eight_bit_convs
+from .eight_bit import eight_bit_units
 from .graph import FLOAT_OPS, BinaryConv, FloatOp, Graph, is_shift
 
 WEIGHT_SPREAD = 1e-4  # relative; weights computed as `scale * sign` in float32 were seen to spread by at most 3.8e-6
@@ -56,7 +56,7 @@ def lower(captured: Captured) -> Lowered:
         _binary_conv(units[op.output]) if op.output in units else _float_op(op, names) for op in program.live()
     )
     graph = Graph(INPUT, captured.input_shape, output, nodes)
-    eight_bit = {unit.conv.name for unit in eight_bit_convs(graph).values()}
+    eight_bit = {unit.op.name for unit in eight_bit_units(graph).values()}
 
     def written(name: str) -> Convolution:
         if name in eight_bit:

@@ -19,7 +19,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from bnas.profiles import atomic
 
 from .bits import pack
-from .eight_bit import EightBitConv, eight_bit_convs
+from .eight_bit import EightBitUnit, eight_bit_units
 from .graph import BinaryConv, FloatOp, Graph
 from .onnx_functions import CONV, CONV_BITS, CONV_FROM_BITS, CONVS, DOMAIN, MAX_POOL, OPSET, PACK, function
 
@@ -39,13 +39,13 @@ def count_binary_convs(path: Path | str) -> int:
 def to_onnx(graph: Graph, metadata: dict[str, str], *, name: str = "network") -> ModelProto:
     """The checked model. Its batch axis is dynamic; values keep the names they have in `graph`."""
     shapes = graph.shapes()
-    eight_bit = eight_bit_convs(graph)
+    eight_bit = eight_bit_units(graph)
     body = _Body()
     for node in graph.nodes:
         if isinstance(node, BinaryConv):
             _binary_conv(body, node)
         elif node.output in eight_bit:
-            _eight_bit_conv(body, eight_bit[node.output])
+            EIGHT_BIT_WRITERS[node.kind](body, eight_bit[node.output])
         else:
             FLOAT_WRITERS[node.kind](body, node, shapes[node.output])
 
@@ -128,13 +128,13 @@ def _conv(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
     _conv_node(body, op, weight, body.constant(f"{op.output}.bias", op.attributes["bias"].astype(np.float32)))
 
 
-def _eight_bit_conv(body: _Body, unit: EightBitConv) -> None:
+def _eight_bit_conv(body: _Body, unit: EightBitUnit) -> None:
     """A convolution between DequantizeLinear and QuantizeLinear, which runtimes compute in integers.
 
     They do so only if its bias is given in whole steps of the sums; where they cannot, it keeps its value. An input
     that comes through other operators is rounded to its levels once more, which changes nothing but is looked for.
     """
-    op, bias = unit.conv, unit.integer_bias()
+    op, bias = unit.op, unit.integer_bias()
     if op.inputs[0] != unit.source.output:
         levels = f"{op.output}.levels"
         _quantize(body, replace(unit.source, inputs=op.inputs, output=levels), ())
@@ -170,6 +170,18 @@ def _linear(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
     weight = body.constant(f"{op.output}.weight", op.attributes["weight"].astype(np.float32))
     bias = body.constant(f"{op.output}.bias", op.attributes["bias"].astype(np.float32))
     body.node("Gemm", [op.inputs[0], weight, bias], op.output, transB=1)
+
+
+def _eight_bit_linear(body: _Body, unit: EightBitUnit) -> None:
+    """A product of integers, as runtimes compute it between DequantizeLinear and a float result; the bias stays float.
+
+    Inside of the Gemm a runtime would want it in whole steps of the sums.
+    """
+    op, products = unit.op, f"{unit.op.output}.products"
+    weight = _dequantised(body, f"{op.output}.weight", unit.integers, unit.scale)
+    bias = body.constant(f"{op.output}.bias", op.attributes["bias"].astype(np.float32))
+    body.node("Gemm", [op.inputs[0], weight], products, transB=1)
+    body.node("Add", [products, bias], op.output)
 
 
 def _affine(body: _Body, op: FloatOp, shape: tuple[int, ...]) -> None:
@@ -286,4 +298,8 @@ FLOAT_WRITERS: dict[str, Callable[[_Body, FloatOp, tuple[int, ...]], None]] = {
     "pad": _pad,
     "pack_signs": _pack_signs,
     "max_pool_bits": _max_pool,
+}
+EIGHT_BIT_WRITERS: dict[str, Callable[[_Body, EightBitUnit], None]] = {
+    "conv": _eight_bit_conv,
+    "linear": _eight_bit_linear,
 }

@@ -13,7 +13,7 @@ from torch import nn
 from bnas.profiles.errors import InputError, unknown
 
 from .capture import Captured, capture
-from .eight_bit import eight_bit_convs
+from .eight_bit import eight_bit_units
 from .gate import ExposedFile, GateError, check, expose_onnx, expose_onnx_kernels
 from .graph import Graph
 from .lowering import Lowered, lower
@@ -40,8 +40,8 @@ def export_network(
     metadata: text stored in the file. twins: also write `NAME.fp32.onnx` and `NAME.int8.onnx` next to it.
     progress(stage, done, total) is called with the stages "capture", "write", "check" (in images) and "twins".
     The report's "kernels" is what a second check found with our kernels, None if the file does not run on them;
-    "eight_bit" how many 8-bit convolutions there are, and how many of them are computed in float nevertheless: in
-    TFLite all, in ONNX those that onnxruntime, on this processor, does not fuse with the rounding behind them.
+    "eight_bit" how many 8-bit convolutions and linear layers there are, and how many of them are computed in float
+    nevertheless: in TFLite all, in ONNX those that onnxruntime, on this processor, does not fuse with the roundings.
     Raises InputError for what cannot be exported, GateError if the written file computes something else.
     """
     report = progress or (lambda stage, done, total: None)
@@ -126,17 +126,21 @@ def _write(
 
 
 def _eight_bit(graph: Graph, path: Path, format: str) -> dict[str, int]:
-    """How many convolutions of `graph` have 8 bits, and how many of these the file at `path` computes in float."""
-    count = integer = len(eight_bit_convs(graph))
-    if count and format == "onnx":
+    """How many units of `graph` have 8 bits, by kind, and how many of these the file at `path` computes in float."""
+    kinds = [unit.op.kind for unit in eight_bit_units(graph).values()]
+    integer = 0
+    if kinds and format == "onnx":
         import onnx
 
-        from .twins import INTEGER_CONVS, optimised_nodes
+        from .twins import INTEGER_CONVS, INTEGER_LINEARS, optimised_nodes
 
-        integer = sum(operator in INTEGER_CONVS for operator, _ in optimised_nodes(onnx.load(path)))
-    elif format == "tflite":
-        integer = 0
-    return {"convolutions": count, "kept_in_float": count - integer}
+        operators = [operator for operator, _ in optimised_nodes(onnx.load(path))]
+        integer = sum(operator in INTEGER_CONVS + INTEGER_LINEARS for operator in operators)
+    return {
+        "convolutions": kinds.count("conv"),
+        "linear_layers": kinds.count("linear"),
+        "kept_in_float": len(kinds) - integer,
+    }
 
 
 def _check_kernels(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 INTEGER_CONVS = ("QLinearConv", "ConvInteger")
+INTEGER_LINEARS = ("QGemm",)
 FLOAT_CONVS = ("Conv", "FusedConv")  # of every domain: onnxruntime's own layouts keep the name
 CALIBRATION_BATCH = 16
 

@@ -11,12 +11,12 @@ import onnx
 from bnas.profiles.errors import InputError
 from bnas.profiles.workload import FIXED, Workload
 
-from .eight_bit import LARGEST, eight_bit_convs
+from .eight_bit import LARGEST, eight_bit_units
 from .graph import BinaryConv, FloatOp, Graph, Node, conv_epilogue, same_pads
 from .onnx_writer import to_onnx
 
 Shape = tuple[int, ...]
-BITS = {"binary_conv": (1,), "conv": (8, 32), "quantize": (8,)}  # of the other kinds: 32
+BITS = {"binary_conv": (1,), "conv": (8, 32), "head": (8, 32), "quantize": (8,)}  # of the other kinds: 32
 FIXED_SHAPE = (FIXED.in_channels, FIXED.out_channels, FIXED.height, FIXED.width)
 
 
@@ -37,7 +37,7 @@ def unit_graph(workload: Workload, seed: int = 0) -> Graph:
     if w.bits not in BITS.get(w.kind, (32,)) or (w.input_format, w.output_format) != ("float", "float"):
         raise InputError(
             f"no file can be written for {w.key}; units have float inputs and outputs, and 1 bit if they are a "
-            "binary_conv, 8 if a quantize, 8 or 32 if a conv, else 32"
+            "binary_conv, 8 if a quantize, 8 or 32 if a conv or a head, else 32"
         )
     rng = np.random.default_rng(seed)
     if w.kind == "binary_conv":
@@ -67,7 +67,7 @@ class _Finder:
     def __init__(self, graph: Graph) -> None:
         self.nodes = graph.nodes
         self.shapes, self.producers, self.readers = graph.shapes(), graph.producers(), graph.readers()
-        self.eight_bit = eight_bit_convs(graph)
+        self.eight_bit = eight_bit_units(graph)
         self.taken: set[str] = set()  # values made inside of a unit that begins or ends at another node
         for conv in graph.float_convs:
             unit = self.eight_bit.get(conv.output)
@@ -88,10 +88,11 @@ class _Finder:
             bits = 8 if node.output in self.eight_bit else 32
             return self.spatial("conv", bits, node.attributes["weight"].shape, node, self.conv_epilogue(node))
         if node.kind == "linear":
-            source = self.producers.get(node.inputs[0])
+            unit = self.eight_bit.get(node.output)
+            source = self.producers.get(node.inputs[0] if unit is None else unit.source.inputs[0])
             if isinstance(source, FloatOp) and source.kind == "global_mean":
                 channels, height, width = self.shapes[source.inputs[0]]
-                return Workload("head", 32, channels, after[0], height, width)
+                return Workload("head", 32 if unit is None else 8, channels, after[0], height, width)
         if len(before) != 3:
             return None
         if node.kind in ("avg_pool", "max_pool"):
@@ -267,7 +268,7 @@ def _conv(w: Workload, rng: np.random.Generator) -> Iterator[FloatOp]:
 
 def _on_grid(weight: np.ndarray) -> np.ndarray:
     """The nearest weights that are whole steps of 1/127 of the largest of their output channel."""
-    step = np.abs(weight).max(axis=(1, 2, 3), keepdims=True) / LARGEST
+    step = np.abs(weight).max(axis=tuple(range(1, weight.ndim)), keepdims=True) / LARGEST
     return (np.rint(weight / step) * step).astype(np.float32)
 
 
@@ -326,8 +327,12 @@ def _average(w: Workload, rng: np.random.Generator) -> Iterator[FloatOp]:
 
 def _head(w: Workload, rng: np.random.Generator) -> Iterator[FloatOp]:
     yield FloatOp("global_mean", "pool", ("x",), "features")
-    values = {"weight": _floats(rng, w.out_channels, w.in_channels), "bias": _floats(rng, w.out_channels)}
-    yield FloatOp("linear", "classifier", ("features",), "y", values)
+    weight, bias = _floats(rng, w.out_channels, w.in_channels), _floats(rng, w.out_channels)
+    if w.bits == 8:
+        yield FloatOp("quantize", "round", ("features",), "rounded", _rounding(128))
+        yield FloatOp("linear", "classifier", ("rounded",), "y", {"weight": _on_grid(weight), "bias": bias})
+    else:
+        yield FloatOp("linear", "classifier", ("features",), "y", {"weight": weight, "bias": bias})
 
 
 def _norm(w: Workload, rng: np.random.Generator) -> Iterator[FloatOp]:

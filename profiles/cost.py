@@ -52,9 +52,9 @@ def constant_bytes(w: Workload) -> int:
     Scale, bias and shift for 1 bit; a scale of each channel's integers and a bias for 8, with scale and zero point of
     the input; a bias for 32; and what the activation has.
     """
-    if w.kind in ("head", "norm"):
-        return 4 * params(w) - 4 * weights(w)
-    if w.kind not in ("binary_conv", "conv"):
+    if w.kind == "norm":
+        return 4 * params(w)
+    if w.kind not in ("binary_conv", "conv", "head"):
         return 0
     values = {1: 2 * w.out_channels + w.in_channels, 8: 2 * w.out_channels, 32: w.out_channels}[w.bits]
     return 4 * (values + _activation_params(w)) + (5 if w.bits == 8 else 0)

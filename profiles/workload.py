@@ -20,7 +20,7 @@ KINDS = {
     "concat": "two or more values behind each other, in_channels counts all",
     "even_channels": "channels 0, 2, 4, ...: one half of a channel shuffle",
     "odd_channels": "channels 1, 3, 5, ...: the other half",
-    "head": "global average pool and linear classifier",
+    "head": "global average pool and linear classifier; 8 bits: integer weights and means, a float result",
     "fixed": "a graph with no work in it: what one call of the runtime costs",
 }
 EPILOGUES = ("residual", "relu", "prelu", "rprelu")

@@ -101,13 +101,20 @@ def _show(document: dict) -> None:
     for conv in document["convolutions"]:
         table.add_row(conv["name"], conv["kind"], conv["reason"] or "")
     output.print(table)
-    output.print(
-        f"checked on {document['images']} images: units differ by at most {document['max_abs_diff']:.2g}, "
-        f"{document['argmax_agreement']:.2%} equal arg-max, {document['sign_flips']} flipped signs"
-    )
-    if kernels := document.get("kernels"):
+    eight_bit = document["eight_bit"]
+    if eight_bit["convolutions"] or eight_bit["linear_layers"]:
         output.print(
-            f"and on {kernels['engine']}: units differ by at most {kernels['max_abs_diff']:.2g}, "
-            f"{kernels['argmax_agreement']:.2%} equal arg-max, {kernels['sign_flips']} flipped signs"
+            f"in 8 bits: convolutions: {eight_bit['convolutions']}, linear layers: {eight_bit['linear_layers']}; "
+            f"of these computed in float: {eight_bit['kept_in_float']}"
         )
+    output.print(f"checked on {document['images']} images: {_checked(document)}")
+    if kernels := document.get("kernels"):
+        output.print(f"and on {kernels['engine']}: {_checked(kernels)}")
     say(f"next: bnas bench {document['run']}")
+
+
+def _checked(gate: dict) -> str:
+    return (
+        f"units differ by at most {gate['max_abs_diff']:.2g}, {gate['argmax_agreement']:.2%} equal arg-max, "
+        f"{gate['sign_flips']} flipped signs, {gate['step_flips']} values of 8 bits a step apart"
+    )

@@ -11,7 +11,7 @@ from bnas.profiles.errors import InputError, unknown
 
 from ..console import Progress, output, progress, result, say
 from . import settings
-from .spaces import IMAGE, IMAGES, parse_image
+from .spaces import IMAGE, IMAGES, parse_image, sized_by_image
 
 if TYPE_CHECKING:
     from bnas.search.isometry import Isometry, Spectrum
@@ -71,7 +71,8 @@ def do_isometry(
     style = Style(surrogate=surrogate)
     instance = next((name for name in IMAGES if name in space.split(":")[1:]), "micro")
     usual_shape, classes = IMAGES[instance]
-    the_space = make_space(space, usual_shape if image is None else parse_image(image), classes)
+    with sized_by_image():
+        the_space = make_space(space, usual_shape if image is None else parse_image(image), classes)
     known = [d.id for d in the_space.decisions]
     if not known:
         raise InputError(f"space {space!r} has no decisions, so no candidates; choose another --space")

@@ -16,7 +16,7 @@ from bnas.profiles.errors import InputError, unknown
 from .. import runs
 from ..console import output, result, say
 from . import settings
-from .spaces import CLASSES, IMAGE, IMAGES, parse_image
+from .spaces import CLASSES, IMAGE, IMAGES, parse_image, sized_by_image
 from .train import found_architecture
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ def find(
         raise InputError(f"--space {space!r} needs --random SEED or --genotype TEXT to say which of its networks")
     if arch in REFERENCES:
         usual_shape, usual_classes = IMAGES["imagenet"]
-        chosen = reference(arch, shape or usual_shape, usual_classes if classes is None else classes)
+        with sized_by_image():
+            chosen = reference(arch, shape or usual_shape, usual_classes if classes is None else classes)
         return Shown(arch, space_of(chosen.space), chosen, Path(f"{arch}.svg"))
     if shape or classes is not None:
         raise InputError("--image and --classes go with a reference network, --random or --genotype")
@@ -125,7 +126,8 @@ def _space(text: str, shape: tuple[int, int, int] | None, classes: int | None) -
         return space_of(text)
     instance = next((name for name in IMAGES if name in text.split(":")[1:]), "imagenet")
     usual_shape, usual_classes = IMAGES[instance]
-    return make_space(text, shape or usual_shape, usual_classes if classes is None else classes)
+    with sized_by_image():
+        return make_space(text, shape or usual_shape, usual_classes if classes is None else classes)
 
 
 def _random(space: SearchSpace, seed: int) -> Architecture:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
@@ -42,6 +44,17 @@ def parse_image(text: str) -> Shape:
     return int(match[1]), int(match[2]), int(match[3])
 
 
+@contextmanager
+def sized_by_image() -> Iterator[None]:
+    """For commands whose image is that of --image: errors about its size name this option."""
+    from bnas.search.spaces.options import ImageSizeError
+
+    try:
+        yield
+    except ImageSizeError as error:
+        raise InputError(f"{error.problem}; choose a size with --image") from None
+
+
 def do_spaces(shape: Shape | None = None, classes: int | None = None) -> dict:
     """Every space and reference network; a space's own numbers are those of its imagenet instance.
 
@@ -79,7 +92,8 @@ def do_spaces(shape: Shape | None = None, classes: int | None = None) -> dict:
 def _instance(text: str, shape: Shape, classes: int) -> dict:
     from bnas.search.spaces import make_space
 
-    space = make_space(text, shape, classes)
+    with sized_by_image():
+        space = make_space(text, shape, classes)
     least, most = params_range(space)
     return {
         "id": space.id,

@@ -219,3 +219,10 @@ class QuantizedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, int8_weight(self.weight), None)
+
+
+class QuantizedLinear(nn.Linear):
+    """Linear layer with 8-bit weights (quantizers.int8_weight) and a float bias. x: [N, in], values of `Quantize`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, int8_weight(self.weight), self.bias)

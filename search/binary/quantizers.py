@@ -125,11 +125,11 @@ SCALES: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {"none": unscaled
 
 
 def int8_weight(weight: Tensor) -> Tensor:
-    """Weights [O, I, kh, kw] rounded, half to even, to s_o * {-127 .. 127} with s_o = max|w_o| / 127.
+    """Weights [O, ...] rounded, half to even, to s_o * {-127 .. 127} with s_o = max|w_o| / 127.
 
     d/dw = 1: nothing lies outside of the range. s_o is a constant.
     """
-    scale = weight.detach().abs().amax((1, 2, 3)).float() / 127
+    scale = weight.detach().abs().flatten(1).amax(1).float() / 127
     scale = scale.clamp(min=torch.finfo(torch.float32).tiny)  # a channel of zeros
     zero_point = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
     return torch.fake_quantize_per_channel_affine(weight, scale, zero_point, 0, -127, 127)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from bnas.profiles.workload import Workload
 
-from .layers import BinaryConv2d, Quantize, QuantizedConv2d, RPReLU, Style
+from .layers import BinaryConv2d, Quantize, QuantizedConv2d, QuantizedLinear, RPReLU, Style
 
 
 class BinaryUnit(nn.Module):
@@ -136,14 +136,19 @@ class EveryOther(nn.Module):
 
 
 class Head(nn.Module):
-    """Global average pool and linear classifier: [N, C, H, W] -> [N, classes]."""
+    """Global average pool and linear classifier: [N, C, H, W] -> [N, classes].
+
+    With 8 bits the means are rounded and the weights are integers; the logits are not rounded.
+    """
 
     def __init__(self, w: Workload) -> None:
         super().__init__()
-        self.linear = nn.Linear(w.in_channels, w.out_channels)
+        linear = QuantizedLinear if w.bits == 8 else nn.Linear
+        self.quantize = Quantize() if w.bits == 8 else nn.Identity()
+        self.linear = linear(w.in_channels, w.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x.mean(dim=(2, 3)))
+        return self.linear(self.quantize(x.mean(dim=(2, 3))))
 
 
 UNITS: dict[str, Callable[[Workload, Style, bool], nn.Module]] = {

@@ -46,6 +46,8 @@ def space_of(space_id: str) -> SearchSpace:
         name, instance, shape, classes, *given = space_id.split(":")
         channels, height, width = (int(n) for n in shape.split("x"))
         return make_space(":".join([name, instance, *given]), (channels, height, width), int(classes))
+    except options.ImageSizeError as error:
+        raise InputError(f"{error.problem}; change the image in the space id {space_id!r}") from None
     except InputError:
         raise
     except ValueError:

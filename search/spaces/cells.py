@@ -18,12 +18,12 @@ from bnas.profiles.errors import InputError
 
 from .architecture import Architecture, Decision
 from .blocks import DEPTHWISE, spatial
-from .options import BITS, Settings, bit_widths, label
+from .options import BITS, ENDS, Settings, bit_widths, label
 from .space import NONE, Gene, SearchSpace
 from .wiring import IMAGE, Value, Wiring
 
 OPTIONS: dict[str, tuple[str, ...]] = {
-    "bits": BITS, "ops": ("dense", "separable"), "depthwise": tuple(DEPTHWISE), "layers": (), "channels": ()
+    "bits": BITS, "ops": ("dense", "separable"), "depthwise": tuple(DEPTHWISE), "layers": (), "channels": (), **ENDS
 }  # fmt: skip
 STRIDES = {"micro": 2, "cifar": 4, "imagenet": 32}
 LAYERS = {"micro": 2, "cifar": 8, "imagenet": 14}
@@ -135,7 +135,7 @@ def cells(settings: Settings) -> SearchSpace:
     decisions = tuple(Decision(f"{type}.{i}_{j}", tuple(table), type) for type in TYPES for i, j in EDGES)
 
     w = Wiring()
-    before, last, shrunk = _stem(w, Value(IMAGE, *settings.shape), channels, instance, lowest)
+    before, last, shrunk = _stem(w, Value(IMAGE, *settings.shape), channels, instance, lowest, settings.end_bits)
     reductions = {layers // 3, 2 * layers // 3} if layers > 2 else {1}
     for cell in range(layers):
         reduces = cell in reductions
@@ -148,21 +148,21 @@ def cells(settings: Settings) -> SearchSpace:
         ]
         nodes = _nodes(part, inputs, reduces, table)
         before, last, shrunk = last, part.step("result", "concat", *nodes), reduces
-    w.step("head", "head", last, out=settings.classes)
+    w.step("head", "head", last, out=settings.classes, bits=settings.end_bits)
     return SearchSpace(
         "cells", instance, settings.shape, settings.classes, settings.given, decisions, _genes(decisions), w.template
     )
 
 
-def _stem(w: Wiring, x: Value, channels: int, instance: str, bits: int) -> tuple[Value, Value, bool]:
+def _stem(w: Wiring, x: Value, channels: int, instance: str, bits: int, ends: int) -> tuple[Value, Value, bool]:
     """The results of the two "cells" in front of the first, and whether the second of them halved the image."""
     if instance == "imagenet":
-        act = "" if bits == 1 else "relu"
-        x = w.conv("stem0", x, channels // 2, 3, 2, act="rprelu" if bits == 1 else "relu")
-        first = w.conv("stem1", x, 2 * channels if bits == 1 else channels, 3, 2)
-        second = w.step("stem2_relu", "relu", first) if act else first
-        return first, w.conv("stem2", second, first.channels, 3, 2), True
-    x = w.conv("stem", x, (4 if bits == 1 else 3) * channels, 3)
+        # Of the activations, runtimes compute only ReLU in integers.
+        x = w.conv("stem0", x, channels // 2, 3, 2, bits=ends, act="rprelu" if bits == 1 and ends == 32 else "relu")
+        first = w.conv("stem1", x, 2 * channels if bits == 1 else channels, 3, 2, bits=ends)
+        second = first if bits == 1 else w.step("stem2_relu", "relu", first)
+        return first, w.conv("stem2", second, first.channels, 3, 2, bits=ends), True
+    x = w.conv("stem", x, (4 if bits == 1 else 3) * channels, 3, bits=ends)
     return x, x, False
 
 

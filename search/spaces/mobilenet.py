@@ -4,11 +4,11 @@ from functools import partial
 
 from .architecture import Decision
 from .blocks import DEPTHWISE, identity, mobile
-from .options import BITS, Settings, bit_widths, label
+from .options import BITS, ENDS, Settings, bit_widths, label
 from .space import SearchSpace, chain_genes
 from .wiring import IMAGE, Describe, Value, Wiring
 
-OPTIONS = {"bits": BITS, "identity": ("yes", "no"), "depthwise": tuple(DEPTHWISE)}
+OPTIONS = {"bits": BITS, "identity": ("yes", "no"), "depthwise": tuple(DEPTHWISE)} | ENDS
 STRIDES = {"micro": 2, "cifar": 8, "imagenet": 32}
 KERNELS, EXPANSIONS = (3, 5, 7), (3, 6)
 
@@ -39,10 +39,10 @@ def mobilenet(settings: Settings) -> SearchSpace:
     stem, first, last, final = BINARY_ENDS if lowest == 1 else FLOAT_ENDS
     micro = instance == "micro"
     act = "" if lowest == 1 else "relu"
+    ends, halved = settings.end_bits, 2 if instance == "imagenet" else 1
 
     w = Wiring()
-    x = Value(IMAGE, *settings.shape)
-    x = w.conv("stem", x, stages[0][0] if micro else stem, 3, 2 if instance == "imagenet" else 1, act=act)
+    x = w.conv("stem", Value(IMAGE, *settings.shape), stages[0][0] if micro else stem, 3, halved, bits=ends, act=act)
     if not micro:
         x = mobile(w.at("first"), x, first, 3, 1, 1, bits=lowest, depthwise=depthwise)
     decisions: list[Decision] = []
@@ -65,7 +65,7 @@ def mobilenet(settings: Settings) -> SearchSpace:
     if not micro:
         x = mobile(w.at("last"), x, last, 3, 6, 1, bits=lowest, depthwise=depthwise)
         x = w.binary("final", x, final, 1) if lowest == 1 else w.conv("final", x, final, 1, bits=lowest, act="relu")
-    w.step("head", "head", x, out=settings.classes)
+    w.step("head", "head", x, out=settings.classes, bits=ends)
     return SearchSpace(
         "mobilenet", instance, settings.shape, settings.classes, settings.given, tuple(decisions),
         chain_genes(decisions), w.template,

@@ -9,6 +9,14 @@ from bnas.profiles.errors import InputError, unknown
 LARGEST = {"micro": 16, "cifar": 64}  # sides up to which an instance is chosen when none is given
 
 
+class ImageSizeError(InputError):
+    """An image that is too small or cannot be halved often enough. problem: without how another size is chosen."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{problem}; choose a size with --image-size")
+        self.problem = problem
+
+
 @dataclass(frozen=True)
 class Settings:
     """instance, image and options of a space; given: the options that were named, in the order the space lists them."""
@@ -21,6 +29,10 @@ class Settings:
 
     def __getitem__(self, option: str) -> str:
         return self.values[option]
+
+    @property
+    def end_bits(self) -> int:
+        return int(self["ends"])
 
 
 def instance_for(shape: tuple[int, int, int]) -> str:
@@ -50,9 +62,9 @@ def check(
     stride = strides[instance]
     least = max(8, 2 * stride)
     if not all(side >= least and side % stride == 0 for side in (height, width)):
-        raise InputError(
+        raise ImageSizeError(
             f"space '{name}:{instance}' takes images of at least {least} pixels a side, divisible by {stride}, got "
-            f"{height}x{width}; choose a size with --image-size"
+            f"{height}x{width}"
         )
     for option, value in given.items():
         if option not in known:
@@ -69,6 +81,7 @@ def check(
 
 
 BITS = ("1", "8", "32", "1+8", "1+32", "8+32", "1+8+32")
+ENDS = {"ends": ("32", "8")}  # of every space: bits of its first convolutions, which read the image, and of its head
 
 
 def bit_widths(option: str) -> tuple[int, ...]:

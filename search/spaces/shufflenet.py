@@ -4,11 +4,11 @@ from functools import partial
 
 from .architecture import Decision
 from .blocks import DEPTHWISE, shuffle
-from .options import BITS, Settings, bit_widths, label
+from .options import BITS, ENDS, Settings, bit_widths, label
 from .space import SearchSpace, chain_genes
 from .wiring import IMAGE, Describe, Value, Wiring
 
-OPTIONS = {"bits": BITS, "depthwise": tuple(DEPTHWISE)}
+OPTIONS = {"bits": BITS, "depthwise": tuple(DEPTHWISE)} | ENDS
 STRIDES = {"micro": 4, "cifar": 8, "imagenet": 32}
 KERNELS = {"shuffle3": 3, "shuffle5": 5, "shuffle7": 7, "xception": 0}
 
@@ -36,8 +36,8 @@ def shufflenet(settings: Settings) -> SearchSpace:
     stages = (BINARY_STAGES if lowest == 1 else FLOAT_STAGES)[instance]
     stem = (BINARY_STEMS if lowest == 1 else FLOAT_STEMS)[instance]
     w = Wiring()
-    x = Value(IMAGE, *settings.shape)
-    x = w.conv("stem", x, stem, 3, 2 if instance == "imagenet" else 1, act="" if lowest == 1 else "relu")
+    ends, halved, act = settings.end_bits, 2 if instance == "imagenet" else 1, "" if lowest == 1 else "relu"
+    x = w.conv("stem", Value(IMAGE, *settings.shape), stem, 3, halved, bits=ends, act=act)
     decisions: list[Decision] = []
     for stage, (channels, depth, stride) in enumerate(stages, start=1):
         for block in range(depth):
@@ -54,7 +54,7 @@ def shufflenet(settings: Settings) -> SearchSpace:
             x = w.choice(f"layers.{d}", d, x, candidates)
     if instance != "micro":
         x = w.binary("final", x, FINAL, 1) if lowest == 1 else w.conv("final", x, FINAL, 1, bits=lowest, act="relu")
-    w.step("head", "head", x, out=settings.classes)
+    w.step("head", "head", x, out=settings.classes, bits=ends)
     return SearchSpace(
         "shufflenet", instance, settings.shape, settings.classes, settings.given, tuple(decisions),
         chain_genes(decisions), w.template,

@@ -4,11 +4,11 @@ from functools import partial
 
 from .architecture import Decision
 from .blocks import bireal, identity, widened
-from .options import Settings
+from .options import ENDS, Settings
 from .space import SearchSpace, chain_genes
 from .wiring import IMAGE, Describe, Value, Wiring
 
-OPTIONS: dict[str, tuple[str, ...]] = {}
+OPTIONS = ENDS
 STRIDES = {"micro": 2, "cifar": 8, "imagenet": 32}
 STEMS = {"micro": (1,), "cifar": (2,), "imagenet": (2, 2)}
 STAGES = {"micro": (32, 32), "cifar": (64, 128, 256), "imagenet": (64, 128, 256, 512)}
@@ -25,7 +25,7 @@ def tiny(settings: Settings) -> SearchSpace:
     w, stages = Wiring(), STAGES[settings.instance]
     x = Value(IMAGE, *settings.shape)
     for number, stride in enumerate(STEMS[settings.instance]):
-        x = w.conv(f"stem{number}", x, stages[0], 3, stride)
+        x = w.conv(f"stem{number}", x, stages[0], 3, stride, bits=settings.end_bits)
     decisions = []
     blocks = {"k3e1": (3, 1), "k3e2": (3, 2), "k5e1": (5, 1)}
     kept: dict[str, Describe] = {name: partial(widened, kernel=k, expansion=e) for name, (k, e) in blocks.items()}
@@ -38,7 +38,7 @@ def tiny(settings: Settings) -> SearchSpace:
         for block in range(BLOCKS[settings.instance][stage]):
             decisions.append(Decision(f"stage{stage + 1}.block{block + 1}", tuple(kept)))
             x = w.choice(f"layers.{len(decisions) - 1}", len(decisions) - 1, x, kept)
-    w.step("head", "head", x, out=settings.classes)
+    w.step("head", "head", x, out=settings.classes, bits=settings.end_bits)
     return SearchSpace(
         "tiny", settings.instance, settings.shape, settings.classes, settings.given, tuple(decisions),
         chain_genes(decisions), w.template,

@@ -46,7 +46,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "epochs": ((*SEARCH, "--epochs", "-3"), ("--epochs -3", "at least 1")),
     "supernet epochs": ((*SEARCH, "--supernet-epochs", "0"), ("--supernet-epochs 0", "at least 1")),
     "image size": ((*SEARCH, "--image-size", "0"), ("--image-size 0", "at least 1")),
-    "image size of a space": ((*SEARCH, "--data", "good", "--image-size", "9"), ("9x9", "choose a size")),
+    "image size of a space": ((*SEARCH, "--data", "good", "--image-size", "9"), ("9x9", "with --image-size")),
     "out is a file": ((*SEARCH, "--out", "a.txt"), ("a.txt", "choose another folder")),
     "out under a file": ((*SEARCH, "--out", "a.txt/run"), ("a.txt/run", "choose another path")),
     "out unwritable": ((*SEARCH, "--out", "/proc/run"), ("/proc/run", "choose another path")),

@@ -254,7 +254,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "seed": (("tiny", "--random", "-1"), ("-1", "0 or more")),
     "seed text": (("tiny", "--random", "one"), ("'one'", "--help")),
     "image": (("bireal18", "--image", "224"), ("'224'", "3x32x32")),
-    "image size": (("tiny:cifar", "--random", "1", "--image", "3x30x30"), ("30x30", "divisible by 8")),
+    "image size": (("tiny:cifar", "--random", "1", "--image", "3x30x30"), ("30x30", "divisible by 8", "with --image")),
     "image channels": (("tiny", "--random", "1", "--image", "4x32x32"), ("4", "1 or 3 channels")),
     "classes": (("bireal18", "--classes", "0"), ("at least 2", "0")),
     "image of a file": (("good.yaml", "--image", "3x32x32"), ("--image", "reference network")),

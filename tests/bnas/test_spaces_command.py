@@ -129,7 +129,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "image": (("--image", "8x8"), ("'8x8'", "3x32x32")),
     "image text": (("--image", "3x32x-2"), ("'3x32x-2'", "3x32x32")),
     "channels": (("--image", "2x32x32"), ("1 or 3 channels", "got 2")),
-    "size": (("--image", "3x7x7"), ("7x7", "divisible")),
+    "size": (("--image", "3x7x7"), ("7x7", "divisible", "with --image")),
     "classes": (("--classes", "1"), ("at least 2 classes", "got 1")),
     "classes text": (("--classes", "many"), ("'many'", "--help")),
 }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnas.export.capture import capture
-from bnas.export.eight_bit import eight_bit_convs, integer_weights
+from bnas.export.eight_bit import eight_bit_units, integer_weights
 from bnas.export.gate import ExposedOnnx, GateError, check, expose_onnx
 from bnas.export.graph import FloatOp, Graph
 from bnas.export.lowering import Lowered, lower
@@ -69,12 +69,26 @@ class Unit(nn.Module):
         return self.rounded(y)
 
 
+class RoundedLinear(nn.Linear):
+    """Rounding to 8 bits -> x @ rounded weight + bias."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.rounded = Rounded(0.01, 100)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight.abs().amax(1) / 127
+        zeros = torch.zeros(len(scale), dtype=torch.int32)
+        weight = torch.fake_quantize_per_channel_affine(self.weight, scale, zeros, 0, -127, 127)
+        return F.linear(self.rounded(x), weight, self.bias)
+
+
 class Network(nn.Module):
     """Rounded image -> units -> head."""
 
-    def __init__(self, units: Sequence[nn.Module], channels: int) -> None:
+    def __init__(self, units: Sequence[nn.Module], channels: int, head: type[nn.Linear] = nn.Linear) -> None:
         super().__init__()
-        self.rounded, self.units, self.head = Rounded(0.03, 128), nn.Sequential(*units), nn.Linear(channels, 5)
+        self.rounded, self.units, self.head = Rounded(0.03, 128), nn.Sequential(*units), head(channels, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.units(self.rounded(x)).mean(dim=(2, 3)))
@@ -90,7 +104,7 @@ def every_unit() -> Network:
         Unit(24, 16, 1, "prelu"),
         Unit(16, 16, 3, "rprelu"),
     ]
-    return Network(units, 16).eval()
+    return Network(units, 16, RoundedLinear).eval()
 
 
 WORKLOADS = (
@@ -101,7 +115,7 @@ WORKLOADS = (
     Workload("conv", 8, 24, 24, 8, 8, 3, 2, groups=2, epilogue=("relu",)),
     Workload("conv", 8, 24, 16, 4, 4, epilogue=("prelu",)),
     Workload("conv", 8, 16, 16, 4, 4, 3, epilogue=("rprelu",)),
-    Workload("head", 32, 16, 5, 4, 4),
+    Workload("head", 8, 16, 5, 4, 4),
 )
 FUSED = 4  # those that end in nothing or ReLU
 
@@ -120,12 +134,18 @@ def test_fake_quantised_units_are_recognised_by_value(lowered: Lowered) -> None:
 
 def test_the_integers_are_those_of_training(lowered: Lowered) -> None:
     network = every_unit()
-    for unit, module in zip(eight_bit_convs(lowered.graph).values(), network.units, strict=True):
+    *convolutions, head = eight_bit_units(lowered.graph).values()
+    for unit, module in zip(convolutions, network.units, strict=True):
         weight = module.conv.weight.detach().double().numpy()
         sign = np.sign(module.norm.weight.detach().numpy()).reshape(-1, 1, 1, 1)
         wanted = np.round(weight * 127 / np.abs(weight).max((1, 2, 3), keepdims=True)) * sign
         np.testing.assert_array_equal(unit.integers, wanted)
         assert unit.integers.dtype == np.int8 and np.abs(unit.integers).max() == 127
+    weight = network.head.weight.detach().double().numpy()
+    np.testing.assert_array_equal(head.integers, np.round(weight * 127 / np.abs(weight).max(1, keepdims=True)))
+    assert head.integers.dtype == np.int8 and head.source.attributes == {
+        "scale": float(np.float32(0.01)), "zero_point": 100
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -149,9 +169,10 @@ def test_the_file_holds_integers_and_onnxruntime_computes_with_them(lowered: Low
     model = to_onnx(lowered.graph, {})
     dtypes = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     weights = [node.input[0] for node in model.graph.node if node.name.endswith(".weight")]
-    assert len(weights) == 6 and {dtypes[name] for name in weights} == {onnx.TensorProto.INT8}
+    assert len(weights) == 7 and {dtypes[name] for name in weights} == {onnx.TensorProto.INT8}
     operators = [operator for operator, _ in optimised_nodes(model)]
     assert (operators.count("QLinearConv"), operators.count("Conv")) == (FUSED, 6 - FUSED)
+    assert (operators.count("QGemm"), operators.count("Gemm")) == (1, 0)
 
 
 def rounded_values(graph: Graph) -> int:
@@ -183,7 +204,7 @@ def test_a_unit_is_within_one_step_of_exact_integers() -> None:
     """One step, and that rarely: the file's bias is a whole number of the sums' units, and its scales are float32."""
     network = every_unit()
     graph = lower(capture(network, torch.from_numpy(IMAGES[:2]))).graph
-    second = list(eight_bit_convs(graph).values())[1].epilogue[-1]
+    second = list(eight_bit_units(graph).values())[1].epilogue[-1]
     model = to_onnx(graph, {})
     model.graph.output.append(onnx.helper.make_tensor_value_info(second.output, onnx.TensorProto.FLOAT, None))
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -204,7 +225,7 @@ def test_the_gate_passes_integers_and_names_a_wrong_one(lowered: Lowered, tmp_pa
         onnx.save(model, tmp_path / "wrong.onnx")
         return expose_onnx(tmp_path / "wrong.onnx", lowered.graph)
 
-    target = list(eight_bit_convs(lowered.graph).values())[2].conv.output
+    target = list(eight_bit_units(lowered.graph).values())[2].op.output
     for part, index, step in (("weight.integers", 0, 9), ("bias.integers", 0, 400), ("weight.scale", 3, 0.01)):
         name = f"{target}.{part}"
 
@@ -218,20 +239,33 @@ def test_the_gate_passes_integers_and_names_a_wrong_one(lowered: Lowered, tmp_pa
             check(captured, lowered, spoiled(change), IMAGES)
 
 
+def test_the_gate_sees_a_wrong_integer_of_the_head(lowered: Lowered, tmp_path: Path) -> None:
+    model = to_onnx(lowered.graph, {})
+    tensor = next(t for t in model.graph.initializer if t.name == f"{lowered.graph.output}.weight.integers")
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[0, 0] += 1 if values[0, 0] < 0 else -1
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, tmp_path / "wrong.onnx")
+    captured = capture(every_unit(), torch.from_numpy(IMAGES[:2]))
+    with pytest.raises(GateError, match=r"^head: fed the same input"):
+        check(captured, lowered, expose_onnx(tmp_path / "wrong.onnx", lowered.graph), IMAGES)
+
+
 def test_exposing_an_8_bit_network_does_not_change_how_it_runs(lowered: Lowered, tmp_path: Path) -> None:
     write_onnx(lowered.graph, tmp_path / "net.onnx", {})
     model = onnx.load(tmp_path / "net.onnx")
     shown = expose_onnx(tmp_path / "net.onnx", lowered.graph).run(IMAGES[:3])
     ends = [n.output for n in lowered.graph.nodes if isinstance(n, FloatOp) and n.kind == "quantize"]
-    assert set(ends) < set(shown.values)
+    assert set(ends) <= set(shown.values)
     for name in shown.values:
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    assert [operator for operator, _ in optimised_nodes(model)].count("QLinearConv") == FUSED
+    operators = [operator for operator, _ in optimised_nodes(model)]
+    assert (operators.count("QLinearConv"), operators.count("QGemm")) == (FUSED, 1)
 
 
 def test_an_8_bit_network_is_exported_as_onnx_with_its_twins(tmp_path: Path) -> None:
     report = export_network(every_unit(), IMAGES, tmp_path / "net.onnx", "onnx", {}, require_binary=True)
-    assert report["eight_bit"] == {"convolutions": 6, "kept_in_float": 6 - FUSED}
+    assert report["eight_bit"] == {"convolutions": 6, "linear_layers": 1, "kept_in_float": 6 - FUSED}
     assert (report["binary_convs"], report["float_convs"]) == (0, 0)
     assert report["twins"]["int8_integer_convs"] == 6
     fp32 = onnx.load(tmp_path / "net.fp32.onnx")
@@ -242,7 +276,7 @@ def test_tflite_rounds_like_torch_in_float(tmp_path: Path, require: Callable[[st
     require("tensorflow")
     require("larq_compute_engine")
     report = export_network(every_unit(), IMAGES, tmp_path / "net.tflite", "tflite", {}, twins=False)
-    assert report["eight_bit"] == {"convolutions": 6, "kept_in_float": 6}
+    assert report["eight_bit"] == {"convolutions": 6, "linear_layers": 1, "kept_in_float": 7}
     graph = lower(capture(every_unit(), torch.from_numpy(IMAGES[:2]))).graph
     assert report["argmax_agreement"] == 1 and report["step_flips"] < 1e-4 * rounded_values(graph)
 
@@ -266,7 +300,8 @@ def test_steps_that_flip_signs_do_not_fail_the_gate_but_are_reported(tmp_path: P
     units = [Unit(3, 16, 3), Unit(16, 16, 3, groups=16), Signs(), Rounded(0.03, 128), Unit(16, 16, 1), Signs(), Signs()]
     network = Network(units, 16).eval()
     report = export_network(network, IMAGES, tmp_path / "net.onnx", "onnx", {}, twins=False)
-    assert report["eight_bit"] == {"convolutions": 3, "kept_in_float": 0} and report["binary_convs"] == 3
+    assert report["eight_bit"] == {"convolutions": 3, "linear_layers": 0, "kept_in_float": 0}
+    assert report["binary_convs"] == 3
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
     with torch.no_grad():
         wanted = network(torch.from_numpy(IMAGES)).numpy().argmax(1)
@@ -290,7 +325,8 @@ def test_pools_relus_and_slices_keep_8_bits(format: str, tmp_path: Path, require
     torch.manual_seed(0)
     network = Network([Unit(3, 16, 3, "none"), Between(), Unit(8, 8, 3, groups=8), Unit(8, 8, 1)], 8).eval()
     report = export_network(network, IMAGES, tmp_path / f"net.{format}", format, {}, twins=False)
-    assert report["eight_bit"] == {"convolutions": 3, "kept_in_float": 0 if format == "onnx" else 3}
+    kept_in_float = 0 if format == "onnx" else 3
+    assert report["eight_bit"] == {"convolutions": 3, "linear_layers": 0, "kept_in_float": kept_in_float}
     found = graph_workloads(lower(capture(network, torch.from_numpy(IMAGES[:2]))).graph)
     assert [(w.kind, w.bits) for w in found] == [
         ("quantize", 8), ("conv", 8), ("relu", 32), ("max_pool", 32), ("odd_channels", 32), ("conv", 8), ("conv", 8),
@@ -360,12 +396,12 @@ def test_a_channel_without_weights_keeps_its_bias() -> None:
         network.units[0].norm.weight[:2] = torch.tensor([0.0, 1e-12])  # the second's bias fits no int32
         network.units[0].norm.bias[:2] = 0.5
     graph = lower(capture(network, torch.from_numpy(IMAGES[:2]))).graph
-    unit = next(iter(eight_bit_convs(graph).values()))
+    unit = next(iter(eight_bit_units(graph).values()))
     assert unit.integer_bias() is None and (unit.integers[0] == 0).all()
     with torch.no_grad():
         network.units[0].norm.weight[1] = 1
     graph = lower(capture(network, torch.from_numpy(IMAGES[:2]))).graph
-    unit = next(iter(eight_bit_convs(graph).values()))
+    unit = next(iter(eight_bit_units(graph).values()))
     bias = unit.integer_bias()
     assert bias is not None
     assert bias[0] * np.float64(unit.bias_scale[0]) == pytest.approx(0.5, rel=1e-6)

@@ -112,6 +112,11 @@ def test_the_fixed_cost_is_one_operator() -> None:
     assert [node.op_type for node in unit_model(FIXED).graph.node] == ["Relu"]
 
 
+def test_an_8_bit_head_is_measured_in_integers() -> None:
+    operators = [operator for operator, _ in optimised_nodes(unit_model(Workload("head", 8, 16, 5, 4, 4)))]
+    assert "QGemm" in operators and "Gemm" not in operators
+
+
 @pytest.mark.parametrize("epilogue", ACTIVATIONS)
 @pytest.mark.parametrize("groups", [1, 16])
 def test_an_8_bit_unit_is_measured_in_integers_where_onnxruntime_has_them(

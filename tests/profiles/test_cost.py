@@ -16,9 +16,10 @@ WORKLOADS = sorted(
     {
         w
         for name, module in SPACES.items()
-        for text in ([f"{name}:bits={bits}" for bits in BITS] if "bits" in module.OPTIONS else [name])
+        for option in ("ends=8", *(f"bits={bits}" for bits in BITS))
         for shape in ((1, 8, 8), (3, 16, 12))
-        for w in units(make_space(text, shape, 10).template)
+        if option.partition("=")[0] in module.OPTIONS
+        for w in units(make_space(f"{name}:{option}", shape, 10).template)
     }
     | {Workload("norm", 32, 12, 12, 5, 6), Workload("binary_conv", 1, 64, 32, 7, 9, 5, 2, 1, 2, ("prelu",))}
 )
@@ -100,6 +101,8 @@ def test_activations_of_bits_take_whole_bytes() -> None:
         (Workload("conv", 8, 16, 24, 8, 8, 1), 16 * 24 + 4 * 2 * 24 + 4 + 1),
         (Workload("norm", 32, 12, 12, 8, 8), 4 * 2 * 12),
         (Workload("head", 32, 64, 10, 4, 4), 4 * (640 + 10)),
+        # the same for a linear layer
+        (Workload("head", 8, 64, 10, 4, 4), 64 * 10 + 4 * 2 * 10 + 4 + 1),
         (Workload("quantize", 8, 12, 12, 8, 8), 0),
         (Workload("max_pool", 32, 12, 12, 8, 8, 3), 0),
         (FIXED, 0),

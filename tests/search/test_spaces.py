@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from bnas.profiles import cost
 from bnas.profiles.errors import InputError
 from bnas.profiles.schema import load_profile
 from bnas.profiles.table import LatencyTable
+from bnas.profiles.workload import Workload
 from bnas.search.latency import latency_model
 from bnas.search.spaces import SPACES, Architecture, SearchSpace, make_space, reference, references, space_of
 from bnas.search.spaces.wiring import Choice, Step, Sum, units
@@ -174,8 +176,9 @@ def test_bad_architecture_files_say_why(text: str, says: str) -> None:
         ("tiny:micro:1x8x8:x", "not a space id"),
         ("tyni:micro:1x8x8:10", "did you mean 'tiny'"),
         ("tiny:mikro:1x8x8:10", "did you mean 'micro'"),
-        ("tiny:micro:1x9x9:10", "--image-size"),
-        ("tiny:micro:1x4x4:10", "--image-size"),
+        ("tiny:micro:1x9x9:10", "change the image in the space id 'tiny:micro:1x9x9:10'"),
+        ("tiny:micro:1x4x4:10", "at least 8 pixels"),
+        ("tiny:micro:1x8x8:10:ends=16", "unknown ends"),
         ("tiny:micro:2x8x8:3", "1 or 3 channels"),
         ("tiny:micro:1x8x8:1", "at least 2 classes"),
         ("tiny:micro:1x8x8:10:bits=1", "unknown option"),
@@ -246,15 +249,23 @@ def test_one_bit_channels_fill_words(space: SearchSpace) -> None:
 
 
 def test_the_bits_asked_for_are_the_bits_there_are(space: SearchSpace) -> None:
-    """The first and last layers are float; without 1 bit nothing is binary, and 32 alone leaves nothing rounded."""
+    """The first and last layers are float, or have the bits of `ends`; what is between them has those of `bits`.
+
+    Without 1 bit nothing is binary, and 32 alone leaves nothing rounded.
+    """
     widths = {int(b) for b in dict(space.options).get("bits", "1").split("+")}
-    found = {w.bits for w in units(space.template) if w.kind in ("conv", "binary_conv")}
+    ends = int(dict(space.options).get("ends", "32"))
+    steps = [item for item in space.template if isinstance(item, Step)]
+    stem = [step.unit for step in steps if step.name.startswith("stem") and step.unit.kind == "conv"]
+    inner = Counter(w for w in units(space.template) if w.kind in ("conv", "binary_conv")) - Counter(stem)
+    found = {w.bits for w in inner}
     depthwise = dict(space.options).get("depthwise", "float")
     assert widths | {32} <= found | {32} <= widths | {32} | ({8} if depthwise == "int8" else set())
+    assert steps[0].inputs == ("image",) and steps[0].unit == (
+        stem[0] if ends == 32 else Workload("quantize", 8, *space.shape[:1], *space.shape)
+    )
+    assert {w.bits for w in stem} == {steps[-1].unit.bits} == {ends} and steps[-1].unit.kind == "head"
     assert (1 in widths) == any(w.kind == "binary_conv" for w in units(space.template))
-    first, last = space.template[0], space.template[-1]
-    assert isinstance(first, Step) and first.unit.bits == 32
-    assert isinstance(last, Step) and last.unit.kind == "head" and last.unit.bits == 32
 
 
 def test_eight_bit_convolutions_read_rounded_values(space: SearchSpace, rng: np.random.Generator) -> None:

@@ -16,8 +16,8 @@ from bnas.search.spaces.wiring import Choice, Step
 from bnas.search.supernet import SHARED, Gate, Supernet
 
 INSTANCES = ("micro", "cifar", "imagenet")
-NARROW = {("cells", "cifar"): "channels=16", ("cells", "imagenet"): "channels=16"}  # wide ones take a gigabyte
-ARCHITECTURES = 50  # of each space and instance, over its bit widths
+SMALL = "channels=16,layers=4"  # wide cells take a gigabyte; of four, two reduce and two do not
+NARROW = {("cells", "cifar"): SMALL, ("cells", "imagenet"): SMALL}
 
 
 def spaces_of(name: str, instance: str) -> list[SearchSpace]:
@@ -25,7 +25,7 @@ def spaces_of(name: str, instance: str) -> list[SearchSpace]:
     stride = SPACES[name].STRIDES[instance]
     side = max(8, 2 * stride)
     shape = (1, side, side + stride) if instance == "micro" else (3, side, side)
-    bits = ("bits=1", "bits=32", "bits=8", "bits=1+8") if "bits" in SPACES[name].OPTIONS else ("",)
+    bits = ("bits=1", "bits=32", "bits=8", "bits=1+8,ends=8") if "bits" in SPACES[name].OPTIONS else ("", "ends=8")
     texts = [",".join(filter(None, (b, NARROW.get((name, instance), "")))) for b in bits]
     return [make_space(":".join(filter(None, (name, instance, text))), shape, 10) for text in texts]
 
@@ -52,15 +52,30 @@ def alone(space: SearchSpace, weights: dict[str, Tensor], indices: tuple[int, ..
 @pytest.mark.parametrize("instance", INSTANCES)
 @pytest.mark.parametrize("name", SPACES)
 def test_a_path_is_the_network_alone(name: str, instance: str, rng: np.random.Generator) -> None:
-    """Bit for bit the same logits, in eval mode."""
+    """In the large instances with all kinds of units at once, and a few architectures."""
     spaces = spaces_of(name, instance)
+    if instance == "micro":
+        check_paths(spaces, 24, rng)
+    else:
+        check_paths(spaces[-1:], 3, rng)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("instance", INSTANCES)
+@pytest.mark.parametrize("name", SPACES)
+def test_fifty_paths_are_networks_alone(name: str, instance: str, rng: np.random.Generator) -> None:
+    check_paths(spaces_of(name, instance), 50, rng)
+
+
+def check_paths(spaces: list[SearchSpace], architectures: int, rng: np.random.Generator) -> None:
+    """Bit for bit the same logits, in eval mode."""
     for space in spaces:
         supernet = Supernet(space, affine=True).eval()
         randomise(supernet)
         weights = supernet.state_dict()
         x = torch.randn(1, *space.shape, generator=torch.Generator().manual_seed(1))
         logits = []
-        for _ in range(math.ceil(ARCHITECTURES / len(spaces))):
+        for _ in range(math.ceil(architectures / len(spaces))):
             indices = space.indices(space.random(rng))
             with torch.no_grad():
                 logits.append(supernet(x, space.gates(indices)))
@@ -69,8 +84,8 @@ def test_a_path_is_the_network_alone(name: str, instance: str, rng: np.random.Ge
         assert len({tuple(y.tolist()[0]) for y in logits}) > len(logits) / 2  # paths do differ
 
 
-MICRO = [f"{name}:micro{bits}" for name in SPACES for bits in ("", ":bits=32", ":bits=8", ":bits=1+8")
-         if not bits or "bits" in SPACES[name].OPTIONS]  # fmt: skip
+MICRO = [f"{name}:micro{bits}" for name in SPACES for bits in ("", ":bits=32", ":ends=8", ":bits=8", ":bits=1+8")
+         if "bits=" not in bits or "bits" in SPACES[name].OPTIONS]  # fmt: skip
 
 
 @pytest.fixture(params=MICRO)

@@ -59,7 +59,7 @@ EXAMPLES: dict[str, list[Workload]] = {
     "concat": [Workload("concat", 32, 9, 9, 5, 6)],
     "even_channels": [Workload("even_channels", 32, 8, 4, 5, 6)],
     "odd_channels": [Workload("odd_channels", 32, 8, 4, 5, 6)],
-    "head": [Workload("head", 32, 4, 10, 5, 6)],
+    "head": [Workload("head", bits, 4, 10, 5, 6) for bits in (32, 8)],
 }
 ALL = [w for workloads in EXAMPLES.values() for w in workloads]
 
@@ -244,10 +244,34 @@ def test_an_eight_bit_unit_gives_at_most_256_levels(w: Workload) -> None:
     assert float((y - exact).abs().max()) <= 0.5001 * scale
 
 
+def test_a_head_is_the_mean_and_a_matrix() -> None:
+    w = Workload("head", 32, 4, 10, 5, 6)
+    unit, (x,) = unit_of(w), inputs_of(w)
+    expected = x.flatten(2).sum(2) / 30 @ unit.linear.weight.T + unit.linear.bias
+    torch.testing.assert_close(unit(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_eight_bit_head_multiplies_integers() -> None:
+    """Means in whole steps from 0 to 255, weights in whole steps of the largest of a class / 127; a float bias."""
+    w = Workload("head", 8, 4, 10, 5, 6)
+    unit = unit_of(w).train()
+    (x,) = inputs_of(w, batch=8)
+    unit(x)
+    means, weight = x.double().mean((2, 3)), unit.linear.weight.double()
+    low, high = min(0.0, float(means.min())), max(0.0, float(means.max()))  # of the one batch that was seen
+    step = (high - low) / 255
+    zero_point = round(-low / step)
+    inputs = (means / step).round().clamp(-zero_point, 255 - zero_point)
+    steps = weight.abs().amax(1) / 127
+    expected = inputs @ (weight / steps[:, None]).round().T * step * steps + unit.linear.bias
+    torch.testing.assert_close(unit.eval()(x).double(), expected, rtol=1e-5, atol=1e-5)
+    assert float((unit(x) - (x.mean((2, 3)) @ unit.linear.weight.T + unit.linear.bias)).abs().max()) > 1e-4
+
+
 @pytest.mark.parametrize("kind", EXAMPLES)
 def test_units_trace_cleanly(kind: str) -> None:
     """torch.export takes them without a graph break, and what it gives computes the same."""
-    w = EXAMPLES[kind][-1 if kind in ("binary_conv", "conv") else 0]
+    w = EXAMPLES[kind][-1 if kind in ("binary_conv", "conv", "head") else 0]
     unit, values = unit_of(replace(w, height=8, width=6)), inputs_of(replace(w, height=8, width=6))
     exported = torch.export.export(unit, tuple(values))
     with torch.no_grad():

@@ -125,7 +125,7 @@ EVENTS: dict[str, Callable[[Trace, tuple, Tensor], Event | None]] = {
     "slice": sliced,
     "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams": plain("quantize"),
     "mean": plain("mean"),
-    "addmm": lambda trace, args, out: ("linear", tuple(args[2].shape)),
+    "addmm": lambda trace, args, out: ("linear", bits_of(args[1], args[2].T), tuple(args[2].shape)),
 }
 
 
@@ -165,7 +165,9 @@ def said(w: Workload) -> Iterator[Event]:
             yield ("every_other", before, int(w.kind == "odd_channels"))
         case "head":
             yield ("mean", before)
-            yield ("linear", (w.in_channels, w.out_channels))
+            if w.bits == 8:
+                yield ("quantize", (w.in_channels,))
+            yield ("linear", w.bits, (w.in_channels, w.out_channels))
 
 
 def test_every_kind_stands_for_operators() -> None:
@@ -185,6 +187,7 @@ def with_options() -> Iterator[str]:
     """Every value of every option in the micro instance; all instances in 1 bit, float and 1 or 8 bits."""
     for name, module in SPACES.items():
         yield from (f"{name}:{instance}" for instance in module.STRIDES)
+        yield f"{name}:imagenet:ends=8"
         for option, values in module.OPTIONS.items():
             yield from (f"{name}:micro:{option}={value}" for value in values[1:])
         if "bits" in module.OPTIONS:
