@@ -16,6 +16,7 @@ from .commands.bench import bench
 from .commands.demo import demo
 from .commands.export import export
 from .commands.isometry import isometry
+from .commands.pick import pick
 from .commands.profiles import profiles
 from .commands.report import report
 from .commands.search import search
@@ -33,6 +34,7 @@ app = typer.Typer(
     epilog="Example: bnas search --profile rtx3080 && bnas export --format tflite && bnas bench",
 )
 app.command()(search)
+app.command()(pick)
 app.command()(train)
 app.command()(export)
 app.command()(bench)

@@ -48,16 +48,21 @@ def pack(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor
 
 def unpack(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
     """Undo `pack`. Raises InputError naming `path` if the checkpoint belongs to another network."""
-    try:
-        model.load_state_dict({k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")})
-    except RuntimeError as error:
-        raise InputError(f"checkpoint {path} belongs to another network ({_line(error)})") from None
+    unpack_model(tensors, model, path)
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
             state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def unpack_model(tensors: dict[str, Tensor], model: nn.Module, path: Path) -> None:
+    """The part of `unpack` that no training needs."""
+    try:
+        model.load_state_dict({k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")})
+    except RuntimeError as error:
+        raise InputError(f"checkpoint {path} belongs to another network ({_line(error)})") from None
 
 
 def _line(error: Exception) -> str:

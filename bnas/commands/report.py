@@ -60,6 +60,8 @@ def write_page(document: dict, path: Path) -> None:
     from bnas.profiles import atomic
     from bnas.profiles.table import format_ms
 
+    from ..drawing import course
+
     search = document["search"]
     trials = search["trials"]
     best = (search["predicted_ms"], search["score"])
@@ -96,8 +98,23 @@ def write_page(document: dict, path: Path) -> None:
         path,
         "<!doctype html><meta charset='utf-8'><title>bnas run</title><style>body{font-family:sans-serif;margin:2rem}"
         "th{text-align:left;padding-right:2rem}</style>"
-        f"<h1>{html.escape(document['run'])}</h1><table>{rows}</table>"
-        + figure.to_html(full_html=False, include_plotlyjs=True),
+        f"<h1>{html.escape(document['run'])}</h1><table>{rows}</table><p>{front_picture(search)}</p>"
+        + figure.to_html(full_html=False, include_plotlyjs=True)
+        + course.section(search),
+    )
+
+
+def front_picture(search: dict) -> str:
+    """The scored architectures and the front, as an SVG element."""
+    from ..drawing.front import draw_front
+
+    return draw_front(
+        [(t["latency_ms"], t["score"]) for t in search["trials"]],
+        [(row["predicted_ms"], row["score"]) for row in search["front"]],
+        (search["predicted_ms"], search["score"]),
+        search["limit_ms"],
+        search["score_name"],
+        f"Front of {search['strategy']} on {search['profile']}",
     )
 
 

@@ -2,11 +2,17 @@
 
 Optuna's constraints only order solutions, so instead every genome is repaired under the limit before Optuna stores it:
 no stored trial is over the limit. Optuna does not restore a sampler's generator, so the sampler is made anew for every
-trial, seeded from (seed, completed trials), after trials that a kill left running are marked failed.
+trial, seeded from (seed, trials so far).
+
+Several processes may evolve one study. Whoever looks at it or changes it holds a lock beside it, and whoever scores a
+trial holds one of that trial. The operating system frees the locks of a process that dies, so a running trial whose
+lock is free is one that nobody works on, and it is taken up by the next who looks: none is lost, none is scored twice.
 """
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +27,8 @@ from ..spaces import Architecture
 Progress = Callable[[str, int, int], None]
 
 NEW_TRIES = 20
+DIRECTIONS = ("maximize", "minimize")  # score, latency
+POLL_S = 0.2  # between two looks at trials that others still score
 
 
 @dataclass(frozen=True)
@@ -49,26 +57,178 @@ def evolve(
     seed: int,
     path: Path,
     progress: Progress,
+    storage: tuple[str, str] | None = None,
 ) -> list[Trial]:
-    """Score `evaluations` architectures under the limit; the study lives in and continues from the SQLite file `path`.
+    """Score `evaluations` architectures under the limit, together with all processes that do so with the same `path`.
 
-    score(indices) -> accuracy; asked once per architecture. Raises InputError if `path` is not such a file.
+    score(indices) -> accuracy; asked once per architecture. The study lives in and continues from the SQLite file
+    `path`, or, with `storage`, under the second of its texts in the Optuna storage that the first is the address of;
+    locks are files beside `path` in both cases. Returns when all trials are scored. Raises InputError if `path` is not
+    such a file or the storage cannot be used.
     """
+    from filelock import FileLock, Timeout
+    from optuna.trial import TrialState
+
+    space = latency.space
+    names = [g.id for g in space.genes]
+    looking = FileLock(path.with_suffix(".lock"))
+
+    def genome_of(trial: Any) -> tuple[int, ...]:
+        return tuple(g.candidates.index(trial.params[g.id]) for g in space.genes)
+
+    def lock_of(number: int) -> FileLock:
+        return FileLock(path.with_suffix(f".{number}.lock"))
+
+    with opened(path, storage, looking) as study:
+
+        def scored() -> list[Any]:
+            return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+        def orphan() -> tuple[int, tuple[int, ...], FileLock] | None:
+            """The first trial that a process died of, now ours; one whose genome was not stored yet is given up."""
+            for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                lock = lock_of(trial.number)
+                try:
+                    lock.acquire(timeout=0)
+                except Timeout:  # someone is at work
+                    continue
+                if len(trial.params) == len(names):
+                    return trial.number, genome_of(trial), lock
+                study.tell(trial.number, state=TrialState.FAIL)
+                release(lock)
+            return None
+
+        def take() -> tuple[int, tuple[int, ...], FileLock] | None:
+            """What to score next: number, genome and the held lock of a trial; None while others score the last."""
+            if (found := orphan()) is not None:
+                return found
+            done = [(genome_of(trial), trial.values[0]) for trial in scored()]
+            running = [genome_of(t) for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
+            if len(done) + len(running) >= evaluations:
+                return None
+            generator = np.random.default_rng((seed, len(done) + len(running)))
+            study.sampler = _sampler(latency, limit_ms, population, generator, done, running)
+            trial = study.ask(_distributions(latency))
+            lock = lock_of(trial.number)
+            lock.acquire(timeout=0)
+            return trial.number, genome_of(trial), lock
+
+        while True:
+            with looking:
+                done = scored()
+                if len(done) >= evaluations:
+                    return [
+                        Trial(space.architecture(g), trial.values[0], latency.ms_of(g))
+                        for trial in done[:evaluations]
+                        for g in [genome_of(trial)]
+                    ]
+                taken = take()
+            if taken is None:
+                time.sleep(POLL_S)
+                continue
+            number, genome, lock = taken
+            try:
+                known = {genome_of(trial): trial.values[0] for trial in done}
+                value = known[genome] if genome in known else score(genome)
+                with looking:
+                    study.tell(number, [value, latency.ms_of(genome)])
+                    release(lock)
+                    count = len(scored())
+            finally:
+                lock.release()
+            progress("search", count, evaluations)
+
+
+def release(lock: Any) -> None:
+    """Let go of the lock of a trial that is over; nobody else can hold its file now, as they would have to look."""
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
+
+
+@contextmanager
+def opened(path: Path, storage: tuple[str, str] | None, looking: Any) -> Iterator[Any]:
+    """The study, made if there is none. Raises InputError if it cannot be."""
     import optuna
     from sqlalchemy import URL
     from sqlalchemy.exc import DatabaseError, OperationalError
 
     logging.getLogger("optuna").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if storage is not None:
+        with looking:
+            study = optuna.create_study(
+                storage=connected(storage[0]), study_name=storage[1], directions=DIRECTIONS, load_if_exists=True
+            )
+        yield study
+        return
+    try:
+        # The path as a value: in a text, a `?` in a folder's name would begin the options.
+        address = URL.create("sqlite", database=str(path)).render_as_string()
+        with looking:
+            database = optuna.storages.RDBStorage(address)
+            study = optuna.create_study(
+                storage=database, study_name="search", directions=DIRECTIONS, load_if_exists=True
+            )
+    except OperationalError:  # the disk is full, not the file bad
+        raise
+    except DatabaseError as error:
+        raise InputError(f"{path} is not a search database ({error.orig}); delete it to search again") from None
+    try:
+        yield study
+    finally:
+        database.engine.dispose()
+
+
+def connected(address: str) -> Any:
+    """The Optuna storage at `address`. Raises InputError, without a password in it, if there is none to be had."""
+    import optuna
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+    try:
+        shown = make_url(address).render_as_string(hide_password=True)
+    except ArgumentError:
+        raise InputError(f"--storage {address!r} is no address; write for example sqlite:///trials.db") from None
+    try:
+        return optuna.storages.get_storage(address)
+    except (SQLAlchemyError, ImportError, ValueError, OSError) as error:
+        why = " ".join(str(getattr(error, "orig", None) or error).split())[:160]
+        raise InputError(f"--storage {shown} cannot be used ({why}); check the address and its driver") from None
+
+
+def forget(address: str, name: str) -> None:
+    """Delete a study and its trials, if there is one."""
+    import optuna
+
+    storage = connected(address)
+    if name in optuna.get_all_study_names(storage):
+        optuna.delete_study(study_name=name, storage=storage)
+
+
+def _distributions(latency: LatencyModel) -> dict:
+    import optuna
+
+    return {g.id: optuna.distributions.CategoricalDistribution(g.candidates) for g in latency.space.genes}
+
+
+def _sampler(
+    latency: LatencyModel,
+    limit_ms: float,
+    population: int,
+    generator: np.random.Generator,
+    done: list[tuple[tuple[int, ...], float]],
+    running: list[tuple[int, ...]],
+) -> Any:
+    """NSGA-II whose every genome, the first random ones too, is repaired before it is stored."""
+    import optuna
+
     space = latency.space
     names = [g.id for g in space.genes]
-    distributions = {g.id: optuna.distributions.CategoricalDistribution(g.candidates) for g in space.genes}
+    known = {genome for genome, _ in done} | set(running)
 
     class Repairing(optuna.samplers.NSGAIISampler):
-        """NSGA-II whose every genome, the first random ones too, is repaired before it is stored."""
-
         def infer_relative_search_space(self, study: Any, trial: Any) -> dict:
-            return distributions
+            return _distributions(latency)
 
         def get_parent_population(self, study: Any, generation: int) -> list:
             # Optuna gives parents in another order the first time than when it reads them back after a kill.
@@ -89,38 +249,7 @@ def evolve(
                 repaired = repair(latency, space.indices(arch), limit_ms, scores)
             return dict(zip(names, space.architecture(repaired).choices, strict=True))
 
-    try:
-        # The path as a value: in a text, a `?` in a folder's name would begin the options.
-        address = URL.create("sqlite", database=str(path)).render_as_string()
-        storage = optuna.storages.RDBStorage(address)
-        study = optuna.create_study(
-            storage=storage, study_name="search", directions=["maximize", "minimize"], load_if_exists=True
-        )
-    except OperationalError:  # the disk is full, not the file bad
-        raise
-    except DatabaseError as error:
-        raise InputError(f"{path} is not a search database ({error.orig}); delete it to search again") from None
-    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-    complete = (optuna.trial.TrialState.COMPLETE,)
-    known: dict[tuple[int, ...], float] = {}
-    done: list[tuple[tuple[int, ...], float]] = []
-    for trial in study.get_trials(deepcopy=False, states=complete):
-        genome = tuple(g.candidates.index(trial.params[g.id]) for g in space.genes)
-        done.append((genome, trial.values[0]))
-        known[genome] = trial.values[0]
-    while len(done) < evaluations:
-        generator = np.random.default_rng((seed, len(done)))
-        study.sampler = Repairing(population_size=population, seed=int(generator.integers(2**31)))
-        trial = study.ask(distributions)
-        genome = tuple(g.candidates.index(trial.params[g.id]) for g in space.genes)
-        if genome not in known:
-            known[genome] = score(genome)
-        study.tell(trial, [known[genome], latency.ms_of(genome)])
-        done.append((genome, known[genome]))
-        progress("search", len(done), evaluations)
-    storage.engine.dispose()
-    return [Trial(space.architecture(g), accuracy, latency.ms_of(g)) for g, accuracy in done[:evaluations]]
+    return Repairing(population_size=population, seed=int(generator.integers(2**31)))
 
 
 def marginal_scores(latency: LatencyModel, done: list[tuple[tuple[int, ...], float]]) -> tuple[np.ndarray, ...]:

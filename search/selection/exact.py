@@ -10,7 +10,7 @@ nothing.
 import ctypes
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import fsum
@@ -58,27 +58,54 @@ class Selection:
         )
 
 
-def select(latency: LatencyModel, scores: tuple[np.ndarray, ...], limit_ms: float) -> Selection:
-    """The architecture with the greatest sum of scores under the limit.
+@dataclass(frozen=True, eq=False)
+class Ceiling:
+    """A second limit: fixed + the sum of costs[g][k], whole numbers such as bytes, is at most `most`."""
+
+    fixed: int
+    costs: tuple[np.ndarray, ...]
+    most: int
+
+    def of(self, indices: Sequence[int]) -> int:
+        return self.fixed + sum(int(costs[i]) for costs, i in zip(self.costs, indices, strict=True))
+
+
+def select(
+    latency: LatencyModel, scores: tuple[np.ndarray, ...], limit_ms: float, ceiling: Ceiling | None = None
+) -> Selection:
+    """The architecture with the greatest sum of scores under the limit, and under the ceiling.
 
     scores[g][k]: what candidate k of gene g adds, of any sign. Of equals (see RESOLUTION) the one with the lowest
     latency wins, of those the one with the earlier candidate at the first gene where they differ, unless there are so
     many that NODES do not suffice to order them. Where these do not suffice for the proof, `gap` says what is open.
-    Raises InputError if no architecture meets the limit or a score is not a number of at most LARGEST.
+    Raises InputError if no architecture meets both or a score is not a number of at most LARGEST.
     """
-    return several(latency, scores, limit_ms, 1)[0]
+    if found := several(latency, scores, limit_ms, 1, ceiling):
+        return found[0]
+    assert ceiling is not None  # the limit alone is met by some
+    least = ceiling.of([int(costs.argmin()) for costs in ceiling.costs])
+    raise InputError(
+        f"no architecture of {latency.space.id} meets {limit_ms:.6g} ms and {ceiling.most:,} bytes together; the "
+        f"smallest has {least:,} bytes and the fastest takes {latency.ms(latency.fastest()):.6g} ms"
+    )
 
 
-def several(latency: LatencyModel, scores: tuple[np.ndarray, ...], limit_ms: float, count: int) -> list[Selection]:
+def several(
+    latency: LatencyModel,
+    scores: tuple[np.ndarray, ...],
+    limit_ms: float,
+    count: int,
+    ceiling: Ceiling | None = None,
+) -> list[Selection]:
     """The `count` best architectures, each the one that `select` would take if those before it were not there.
 
-    Fewer if fewer meet the limit. Raises what `select` raises.
+    Fewer if fewer meet limit and ceiling. Raises InputError if none meets the limit alone, or for a score, as `select`.
     """
     check_scores(latency, scores)
     check_limit(latency, limit_ms)
     found: list[Selection] = []
     while len(found) < count:
-        best = _best(latency, scores, limit_ms, [selection.indices for selection in found])
+        best = _best(latency, scores, limit_ms, [selection.indices for selection in found], ceiling)
         if best is None:
             break
         found.append(best)
@@ -102,13 +129,19 @@ def score_of(scores: tuple[np.ndarray, ...], indices: Sequence[int]) -> float:
 
 
 def _best(
-    latency: LatencyModel, scores: tuple[np.ndarray, ...], limit_ms: float, banned: list[tuple[int, ...]]
+    latency: LatencyModel,
+    scores: tuple[np.ndarray, ...],
+    limit_ms: float,
+    banned: list[tuple[int, ...]],
+    ceiling: Ceiling | None,
 ) -> Selection | None:
-    """The first in the order of `select` that is not banned; None if all that meet the limit are."""
-    kept = _undominated(latency, scores, limit_ms, len(banned) + 1)
+    """The first in the order of `select` that is not banned; None if all that meet the limits are."""
+    kept = _undominated(latency, scores, limit_ms, len(banned) + 1, ceiling)
+    if not all(map(len, kept)):
+        return None
     nodes = NODES
     while True:
-        knapsack = _Knapsack(latency, scores, kept, limit_ms, banned, nodes)
+        knapsack = _Knapsack(latency, scores, kept, limit_ms, banned, ceiling, nodes)
         indices, least = knapsack.minimise(knapsack.loss)
         if indices is None and least < np.inf:  # nothing yet, which is no reason to stop
             nodes *= 2
@@ -131,21 +164,33 @@ def _best(
     return Selection(indices, score, bound, latency.ms_of(indices), limit_ms)
 
 
-def _undominated(latency: LatencyModel, scores: tuple[np.ndarray, ...], limit_ms: float, rank: int) -> list[np.ndarray]:
+def _undominated(
+    latency: LatencyModel, scores: tuple[np.ndarray, ...], limit_ms: float, rank: int, ceiling: Ceiling | None
+) -> list[np.ndarray]:
     """For each gene the candidates that the `rank` best architectures can contain, as sorted indices.
 
-    Left out are those that meet the limit with no others, and those to which `rank` candidates of the gene are
-    preferable in both score and latency: exchanging gives that many preferable architectures, which also meet the
-    limit, because a sum of floats never grows when a term shrinks.
+    Left out are those that meet a limit with no others, and those to which `rank` candidates of the gene are preferable
+    in score, latency and what has a ceiling: exchanging gives that many preferable architectures, which also meet the
+    limits, because a sum of floats never grows when a term shrinks.
     """
-    fastest = [int(ms.argmin()) for ms in latency.candidate_ms]
+
+    def fitting(costs: tuple[np.ndarray, ...], fits: Callable[[tuple[int, ...]], bool]) -> list[list[bool]]:
+        """Of each candidate, whether it meets the limit with the cheapest others."""
+        least = [int(values.argmin()) for values in costs]
+        return [[fits((*least[:g], k, *least[g + 1 :])) for k in range(len(v))] for g, v in enumerate(costs)]
+
+    within = fitting(latency.candidate_ms, lambda indices: latency.ms_of(indices) <= limit_ms)
+    below = None if ceiling is None else fitting(ceiling.costs, lambda indices: ceiling.of(indices) <= ceiling.most)
     kept = []
     for g, (ms, values) in enumerate(zip(latency.candidate_ms, scores, strict=True)):
-        fits = [latency.ms_of((*fastest[:g], k, *fastest[g + 1 :])) <= limit_ms for k in range(len(ms))]
-        k = np.flatnonzero(fits)
+        k = np.flatnonzero(within[g] if below is None else np.logical_and(within[g], below[g]))
         ms, values = ms[k], values[k]
         as_good = (values[:, None] >= values) & (ms[:, None] <= ms)
-        preferable = as_good & (~as_good.T | (k[:, None] < k))
+        if ceiling is not None:
+            costs = ceiling.costs[g][k]
+            as_good &= costs[:, None] <= costs
+        equal = (values[:, None] == values) & (ms[:, None] == ms)
+        preferable = as_good & (~equal | (k[:, None] < k))
         kept.append(k[preferable.sum(0) < rank])
     return kept
 
@@ -170,9 +215,11 @@ class _Knapsack:
         kept: list[np.ndarray],
         limit_ms: float,
         banned: list[tuple[int, ...]],
+        ceiling: Ceiling | None,
         nodes: int,
     ) -> None:
-        self.latency, self.limit_ms, self.kept, self.banned, self.nodes = latency, limit_ms, kept, banned, nodes
+        self.latency, self.limit_ms, self.ceiling, self.kept = latency, limit_ms, ceiling, kept
+        self.banned, self.nodes = banned, nodes
         ends = np.cumsum([len(k) for k in kept]).tolist()
         self.parts = [slice(end - len(k), end) for k, end in zip(kept, ends, strict=True)]
         values = [v[k] for v, k in zip(scores, kept, strict=True)]
@@ -186,6 +233,11 @@ class _Knapsack:
         unit_ms = max(room_ms, rounding_ms) or 1.0
         self.over = np.concatenate([t - t.min() for t in times]) / unit_ms * SCALE
         self.rows = [(self.over, (room_ms + rounding_ms) / unit_ms * SCALE + MARGIN)]
+        if ceiling is not None:
+            costs = [c[k] for c, k in zip(ceiling.costs, kept, strict=True)]
+            room = ceiling.most - ceiling.fixed - sum(int(c.min()) for c in costs)
+            row = np.concatenate([c - c.min() for c in costs]) / max(room, 1) * SCALE
+            self.rows.append((row, max(room, 0) / max(room, 1) * SCALE + MARGIN))
         self.allowed = np.ones(ends[-1])
 
     def cost(self, costs: np.ndarray, indices: Sequence[int]) -> float:
@@ -261,7 +313,8 @@ class _Knapsack:
             if indices in self.banned:
                 raise RuntimeError(f"HiGHS returned a solution that it was forbidden, {indices}: {result.message}")
             meets_rows = all(self.cost(row, indices) <= most for row, most in self.rows[1:])
-            if meets_rows and self.latency.ms_of(indices) <= self.limit_ms:
+            meets_ceiling = self.ceiling is None or self.ceiling.of(indices) <= self.ceiling.most
+            if meets_rows and meets_ceiling and self.latency.ms_of(indices) <= self.limit_ms:
                 return result.x, bound
             self.banned.append(indices)
         return None, bound

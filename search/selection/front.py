@@ -1,6 +1,8 @@
-"""Pareto fronts: exact over budgets where scores add up, and among scored architectures for any objectives."""
+"""Pareto fronts: exact where scores add up, and among scored architectures for any objectives."""
 
 from collections.abc import Sequence
+from itertools import pairwise
+from math import inf, nextafter
 from typing import Literal
 
 import numpy as np
@@ -11,22 +13,33 @@ from .exact import Selection, select
 Sense = Literal["max", "min"]
 
 
-def sweep(latency: LatencyModel, scores: tuple[np.ndarray, ...], points: int) -> list[Selection]:
-    """The optimum under each of `points` limits, evenly spaced from the fastest to the best architecture's latency.
+def front(latency: LatencyModel, scores: tuple[np.ndarray, ...], limit_ms: float, count: int) -> list[Selection]:
+    """`count` architectures on the front of score against latency, from the fastest to the best under the limit.
 
-    scores as for `exact.select`. Each is on the Pareto front of score against latency, as of equal scores the fastest
-    is taken; optima under neighbouring limits may be the same architecture, which is then in the list once, with its
-    lowest limit. No limit above the last adds to the front.
+    scores as for `exact.select`. Each is the optimum under its latency as a limit, and of equals the fastest, so none
+    that is left out is preferable. First come the two ends, then what halves the widest gap that is left, until there
+    are `count` or all. Raises what `select` raises.
     """
-    if points < 2:
-        raise ValueError(f"a sweep from the fastest to the best needs at least 2 points, not {points}")
-    best = select(latency, scores, float("inf"))
-    limits = np.linspace(latency.ms(latency.fastest()), best.latency_ms, points)
-    found: dict[tuple[int, ...], Selection] = {}
-    for limit_ms in limits.tolist():
-        selection = select(latency, scores, limit_ms)
-        found.setdefault(selection.indices, selection)
-    return list(found.values())
+    found = [select(latency, scores, limit_ms)]
+    fastest = select(latency, scores, latency.ms(latency.fastest()))
+    if count > 1 and fastest.score < found[0].score:
+        found.insert(0, fastest)
+    empty: set[tuple[int, ...]] = set()  # what nothing lies below of, down to the one before it
+    while len(found) < count:
+        pairs = enumerate(pairwise(found))
+        gaps = [(b.latency_ms - a.latency_ms, i) for i, (a, b) in pairs if b.indices not in empty]
+        if not gaps:
+            break
+        place = max(gaps)[1]
+        lower, upper = found[place], found[place + 1]
+        between = select(latency, scores, (lower.latency_ms + upper.latency_ms) / 2)
+        if between.score <= lower.score:  # nothing in the lower half, so just below the upper end
+            between = select(latency, scores, nextafter(upper.latency_ms, -inf))
+        if lower.score < between.score < upper.score:
+            found.insert(place + 1, between)
+        else:
+            empty.add(upper.indices)
+    return found
 
 
 def non_dominated(rows: Sequence[Sequence[float]], senses: Sequence[Sense]) -> list[int]:

@@ -5,11 +5,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from bnas.profiles.errors import InputError
+
 from ..evaluate import calibration_batches, score
 from ..indicators import Indicators, gene_scores
 from ..latency import repair
 from ..selection.evolution import Trial, evolve, winner
-from .single_path import Trained
+from ..supernet import Supernet
+from .single_path import Method, Trained, trained_supernet
 from .task import SearchResult, SearchTask, digest
 
 ACCURACY = "validation accuracy"
@@ -18,19 +21,45 @@ INDICATOR = "sum of indicators"
 
 def by_evolution(task: SearchTask, trained: Trained) -> SearchResult:
     """NSGA-II on validation accuracy and latency (SPOS, FairNAS)."""
-    calibration = calibration_batches(task.train, task.budget.calibration_images)
     with trained.stopwatch.phase("search"):
-        trials = evolve(
-            task.latency,
-            task.limit_ms,
-            lambda genome: score(trained.supernet, task.space.gates(genome), calibration, task.validation),
-            evaluations=task.budget.evaluations,
-            population=task.budget.population,
-            seed=task.seed,
-            path=task.folder / "trials.db",
-            progress=task.progress,
-        )
+        trials, _ = _evolved(task, trained.supernet)
     return by_accuracy(task, trained, trials)
+
+
+def join(task: SearchTask, method: Method) -> int:
+    """Score candidates of a search by evolution that another process runs in `task.folder`, until it has all of them.
+
+    How many were scored here. Writes nothing but trials. Raises InputError if the method has no evolution or its
+    supernet is not trained yet.
+    """
+    if method.select is not by_evolution:
+        raise InputError("a search can be joined only where candidates are scored by evolution")
+    supernet = trained_supernet(task, method)
+    return _evolved(task, supernet)[1]
+
+
+def _evolved(task: SearchTask, supernet: Supernet) -> tuple[list[Trial], int]:
+    """All trials, and how many of them this process scored."""
+    calibration = calibration_batches(task.train, task.budget.calibration_images)
+    scored = 0
+
+    def accuracy(genome: tuple[int, ...]) -> float:
+        nonlocal scored
+        scored += 1
+        return score(supernet, task.space.gates(genome), calibration, task.validation)
+
+    trials = evolve(
+        task.latency,
+        task.limit_ms,
+        accuracy,
+        evaluations=task.budget.evaluations,
+        population=task.budget.population,
+        seed=task.seed,
+        path=task.folder / "trials.db",
+        storage=task.trials,
+        progress=task.progress,
+    )
+    return trials, scored
 
 
 def by_sampling(task: SearchTask, trained: Trained) -> SearchResult:
@@ -84,10 +113,10 @@ def by_indicators(
         from ..selection.exact import several
 
         with trained.stopwatch.phase("search"):
-            weights = weigh(trained.indicators())
+            scores = gene_scores(task.space, weigh(trained.indicators()))
             chosen = several(
                 task.latency,
-                gene_scores(task.space, weights),
+                scores,
                 task.limit_ms,
                 min(task.budget.population, task.space.size),
             )
@@ -101,6 +130,7 @@ def by_indicators(
             initial_hash=trained.initial_hash,
             state_hash=digest(dict(trained.supernet.named_parameters())),
             certificate=chosen[0].certificate("{profile}"),
+            scores=tuple(tuple(values.tolist()) for values in scores),
             seconds=trained.stopwatch.seconds,
         )
 

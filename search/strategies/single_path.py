@@ -10,10 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnas.profiles.errors import InputError
+
+from .. import checkpoint
 from ..indicators import Indicators, frozen_but, with_indicators
 from ..latency import check_limit
 from ..spaces import SearchSpace
 from ..supernet import Gate, Supernet
+from ..training.recipes import Recipe
 from ..training.trainer import Learn, fit
 from .task import SearchResult, SearchTask, Stopwatch, digest
 
@@ -80,14 +84,11 @@ def prepare(task: SearchTask, method: Method) -> tuple[Supernet, SearchSpace]:
 def train(task: SearchTask, method: Method, stopwatch: Stopwatch) -> Trained:
     supernet, space = prepare(task, method)
     initial = digest(dict(supernet.named_parameters()))
-    passes = len(method.passes(space, task.seed, 0, 1))
-    recipe = task.budget.supernet
-    recipe = replace(recipe, epochs=max(1, recipe.epochs // passes))  # methods of several passes cost the same
-    per_epoch = -(-len(task.train) // recipe.batch_size)
+    recipe, steps = course(task, method, space)
     with stopwatch.phase("supernet"):
         losses = fit(
             supernet,
-            passing(supernet, space, method, task.seed, recipe.epochs * per_epoch, recipe.label_smoothing),
+            passing(supernet, space, method, task.seed, steps, recipe.label_smoothing),
             task.train,
             recipe,
             seed=task.seed,
@@ -96,7 +97,29 @@ def train(task: SearchTask, method: Method, stopwatch: Stopwatch) -> Trained:
             stage="supernet",
             progress=task.progress,
         )
-    return Trained(supernet, space, tuple(losses), recipe.epochs * per_epoch, initial, stopwatch)
+    return Trained(supernet, space, tuple(losses), steps, initial, stopwatch)
+
+
+def course(task: SearchTask, method: Method, space: SearchSpace) -> tuple[Recipe, int]:
+    """How the supernet is trained, and in how many steps. Methods of several passes take as many fewer epochs."""
+    recipe = task.budget.supernet
+    passes = len(method.passes(space, task.seed, 0, 1)) if task.budget.equal_cost else 1
+    recipe = replace(recipe, epochs=max(1, recipe.epochs // passes))
+    return recipe, recipe.epochs * -(-len(task.train) // recipe.batch_size)
+
+
+def trained_supernet(task: SearchTask, method: Method) -> Supernet:
+    """The supernet as another process trained it. Raises InputError if it has not, or not to the end."""
+    supernet, space = prepare(task, method)
+    path = task.folder / "supernet.safetensors"
+    step, steps = 0, course(task, method, space)[1]
+    if path.is_file():
+        tensors, header = checkpoint.load(path)
+        step = header["step"]
+        checkpoint.unpack_model(tensors, supernet, path)
+    if step < steps:
+        raise InputError(f"the supernet in {task.folder} is trained to step {step} of {steps}; join when that is done")
+    return supernet
 
 
 def passing(

@@ -20,7 +20,11 @@ from ..training.trainer import Progress
 
 @dataclass(frozen=True, eq=False)
 class SearchTask:
-    """All a strategy is given. folder: where its checkpoints live, so that the same task continues there."""
+    """All a strategy is given. folder: where its checkpoints live, so that the same task continues there.
+
+    trials: where an evolution keeps its trials: the address of an Optuna storage and the name of the study in it; None:
+    trials.db in the folder.
+    """
 
     latency: LatencyModel
     limit_ms: float
@@ -32,6 +36,7 @@ class SearchTask:
     device: torch.device
     folder: Path
     progress: Progress
+    trials: tuple[str, str] | None = None
 
     @property
     def space(self) -> SearchSpace:
@@ -46,6 +51,7 @@ class SearchResult:
     method learns about candidates (scores, indicators, relaxed choices), before and after. certificate: the proof of
     a selection, where there is one. curves: what else was seen, per epoch; one that is shorter than losses began later.
     course: what would have been derived without a limit, time after time (gradient methods: after each epoch).
+    scores: what each candidate of each gene adds to the score of an architecture, where scores add up.
     seconds: by phase, of this process.
     """
 
@@ -59,6 +65,7 @@ class SearchResult:
     certificate: str | None = None
     curves: dict[str, list[float]] = field(default_factory=dict)
     course: tuple[Architecture, ...] = ()
+    scores: tuple[tuple[float, ...], ...] = ()
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
 
 

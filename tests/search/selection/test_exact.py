@@ -14,7 +14,7 @@ from bnas.profiles.schema import load_profile
 from bnas.profiles.table import LatencyTable
 from bnas.search.latency import latency_model
 from bnas.search.selection import exact
-from bnas.search.selection.exact import RESOLUTION, Selection, select, several
+from bnas.search.selection.exact import RESOLUTION, Ceiling, Selection, select, several
 from bnas.search.spaces import SPACES, make_space
 
 SCORES = {
@@ -63,7 +63,7 @@ def limit_of(model, data) -> float:
 @pytest.mark.parametrize("scores", SCORES)
 def test_equal_to_brute_force(make_toy, brute_force, scores: str, times: str) -> None:
     @given(problem(scores, times), FIXED, st.data())
-    @settings(deadline=None, max_examples=25)
+    @settings(deadline=None, max_examples=10)
     def check(genes, fixed_ms: float, data) -> None:
         model = make_toy([ms for ms, _ in genes], fixed_ms)
         values = tuple(np.array(v) for _, v in genes)
@@ -86,7 +86,7 @@ def test_equal_to_brute_force(make_toy, brute_force, scores: str, times: str) ->
 
 
 @given(problem("whole", "whole"), st.integers(1, 8), st.data())
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 def test_several_are_the_best_in_order(make_toy, brute_force, genes, count: int, data) -> None:
     model = make_toy([ms for ms, _ in genes])
     values = tuple(np.array(v) for _, v in genes)
@@ -95,6 +95,24 @@ def test_several_are_the_best_in_order(make_toy, brute_force, genes, count: int,
     found = several(model, values, limit_ms, count)
     assert [s.indices for s in found] == expected
     assert all(s.gap == 0 for s in found)
+
+
+@given(problem("whole", "tenths"), st.data())
+@settings(deadline=None, max_examples=25)
+def test_a_ceiling_is_a_second_limit(make_toy, brute_force, genes, data) -> None:
+    model = make_toy([ms for ms, _ in genes])
+    values = tuple(np.array(v) for _, v in genes)
+    costs = tuple(np.array(data.draw(st.lists(st.integers(0, 9), min_size=len(v), max_size=len(v)))) for v in values)
+    ceiling = Ceiling(5, costs, 5 + data.draw(st.integers(0, 30)))
+    limit_ms = limit_of(model, data)
+    ranked = brute_force(model, values, limit_ms)
+    met = [r.indices for r in ranked if sum(c[i] for c, i in zip(costs, r.indices, strict=True)) + 5 <= ceiling.most]
+    if met:
+        found = several(model, values, limit_ms, 3, ceiling)
+        assert [s.indices for s in found] == met[:3] and all(s.gap == 0 for s in found)
+    else:
+        with pytest.raises(InputError, match="together"):
+            select(model, values, limit_ms, ceiling)
 
 
 def test_several_ends_with_the_last_that_meets_the_limit(make_toy, brute_force) -> None:
