@@ -10,7 +10,7 @@ import typer
 
 from bnas.profiles.errors import InputError, unknown
 
-from .. import found, runs
+from .. import curves, found, runs
 from ..console import Progress, output, progress, result, say
 from ..found import FRONT
 from . import settings
@@ -57,6 +57,9 @@ def search(
     train: bool = typer.Option(True, "--train/--no-train", help="Train the network found."),
     out: Path | None = typer.Option(None, "--out", help="Run folder (default: runs/PROFILE-SPACE-STRATEGY-HASH)."),
     restart: bool = typer.Option(False, "--restart", help="Throw away what the run folder holds."),
+    tensorboard: bool = typer.Option(
+        False, "--tensorboard", help="Also write the curves of the search for TensorBoard."
+    ),
     accelerator: str = settings.ACCELERATOR,
     as_json: bool = settings.JSON,
 ) -> None:
@@ -65,6 +68,8 @@ def search(
     Example: bnas search --profile rpi4b --data ./images --max-latency 8ms
     """
     with result(as_json) as emit, progress() as report:
+        if tensorboard:
+            curves.check()
         if join is not None:
             joined = do_join(join, accelerator, report)
             emit(joined, lambda: output.print(f"{joined['run']}: {joined['scored']} architectures scored here"))
@@ -77,8 +82,11 @@ def search(
             evaluations=evaluations, epochs=epochs, seed=seed, pareto=pareto, storage=storage, out=out, restart=restart,
             accelerator=accelerator, report=report,
         )  # fmt: skip
+        run = runs.open_run(Path(document["run"]))
+        if tensorboard:
+            curves.write(run, document)
         if train:
-            document["train"] = do_train(runs.open_run(Path(document["run"])), accelerator, report)
+            document["train"] = do_train(run, accelerator, report)
         emit(document, lambda: _show(document))
 
 

@@ -51,13 +51,13 @@ def cells(space: SearchSpace, arch: Architecture, network: Sequence[Part]) -> li
     shapes: list[Shape] = _stack(network)
     for group in dict.fromkeys(part.group for part in network if part.group):
         left = bounds(shapes)[2] + 50
-        drawn = graph(_edges(space, arch, group))
+        drawn = graph(edges_of(space, arch, group))
         drawn.append(Text(bounds(drawn)[0], -22, f"{group} cell", "head"))
         shapes += moved(drawn, left - bounds(drawn)[0], 0)
     return shapes
 
 
-def _edges(space: SearchSpace, arch: Architecture, group: str) -> list[Edge]:
+def edges_of(space: SearchSpace, arch: Architecture, group: str) -> list[Edge]:
     """What is taken on each edge of a cell type; edges without an operation are left out. Bits 0: no weights."""
     edges = []
     for d, k in enumerate(space.gates(space.indices(arch))):

@@ -169,7 +169,9 @@ class Course:
         largest = max(tournament.sizes)
         self.draws = [(k, t, i) for k in range(largest, 1, -1) for t in range(method.repeats) for i in range(k)]
         self.batches = batches(task, torch.arange(len(task.train)), 1)
-        self.per_draw = max(1, task.budget.supernet.epochs * self.batches.per_epoch // len(self.draws))
+        networks = 2 if task.budget.equal_cost else 1  # a step is one of each
+        steps = task.budget.supernet.epochs * self.batches.per_epoch // networks
+        self.per_draw = max(1, steps // len(self.draws))
         self.steps = self.per_draw * len(self.draws)
         self.calibration = calibration_batches(task.train, task.budget.calibration_images)
         self._draw, self._gates = -1, tuple[int, ...]()
