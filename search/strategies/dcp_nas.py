@@ -54,8 +54,8 @@ class Method:
     distance, curvature: keys of DISTANCES and CURVATURES; chunks: of ggn_micro. tangent: the Parent's gradient on the
     Child's own "batch" and at the alphas that the Parent ended with, or its mean over the Parent's "phase", which costs
     nothing. rates: of the backtracking, or None for coupled optimisation; mean: see `Magnitudes`. latency_loss: joins
-    l_C and the expected latency; it does not enter the discrepancy, nor the Parent. Raises InputError for a name that
-    there is not.
+    l_C and the expected latency; it does not enter the discrepancy, nor the Parent. autocast: bfloat16 on a GPU, in
+    both networks. Raises InputError for a name that there is not.
     """
 
     discrepancy: float = 5e-3
@@ -69,6 +69,7 @@ class Method:
     latency_loss: LatencyLoss = HINGE
     alpha_recipe: AlphaRecipe = ALPHA_RECIPE
     style: Style = STYLE
+    autocast: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -176,12 +177,12 @@ class Course:
         learner.at(number, self.phase * self.task.budget.supernet.epochs)
         images, labels = self.train_batches(number)
         with self.stopwatch.phase("parent weights"):
-            logits = learner.supernet(images, gates(alphas.tensors()))
+            logits = self.on(learner, images)(alphas.tensors())
             loss = F.cross_entropy(logits, labels, label_smoothing=learner.recipe.label_smoothing)
             learner.weight_step(loss)
         images, labels = self.alpha_batches(number)
         with self.stopwatch.phase("parent architecture"), constant(learner.supernet):
-            t, logits = tangent(on(learner, images), alphas.tensors(), labels)
+            t, logits = tangent(self.on(learner, images), alphas.tensors(), labels)
             alphas.observe(t)
             self.move(learner, t)
         return {"parent loss": loss.detach(), "parent accuracy": accuracy(logits, labels)}
@@ -197,8 +198,8 @@ class Course:
     def child_weights(self, images: Tensor) -> dict[str, Tensor]:
         with self.stopwatch.phase("child weights"):
             with torch.no_grad():
-                target = self.parent.supernet(images, gates(state(self.parent).tensors()))
-            divergence = child_loss(self.child.supernet(images, gates(state(self.child).tensors())), target)
+                target = self.on(self.parent, images)(state(self.parent).tensors())
+            divergence = child_loss(self.on(self.child, images)(state(self.child).tensors()), target)
             residual = reconstruction_loss(self.child.supernet)
             self.child.weight_step(divergence + self.method.reconstruction * residual)
         return {"loss": divergence.detach(), "reconstruction": residual.detach()}
@@ -208,7 +209,7 @@ class Course:
         with self.stopwatch.phase("tangent"):
             t, target = self.direction(images, labels)
         with self.stopwatch.phase("child architecture"), constant(self.child.supernet):
-            slope = CURVATURES[method.curvature](on(self.child, images), alphas.tensors(), target, method.chunks)
+            slope = CURVATURES[method.curvature](self.on(self.child, images), alphas.tensors(), target, method.chunks)
             distance, gradient = discrepant(slope, t, method.discrepancy, method.distance)
             share = (gradient - slope.gradient).norm() / slope.gradient.norm()
             gradient, expected_ms = self.with_latency(slope.loss, gradient)
@@ -226,9 +227,9 @@ class Course:
         parent = state(self.parent)
         if self.method.tangent == "batch":
             with constant(self.parent.supernet):
-                return tangent(on(self.parent, images), parent.tensors(), labels)
+                return tangent(self.on(self.parent, images), parent.tensors(), labels)
         with torch.no_grad():
-            return parent.tangents / parent.count, self.parent.supernet(images, gates(parent.tensors()))
+            return parent.tangents / parent.count, self.on(self.parent, images)(parent.tensors())
 
     def with_latency(self, loss: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient of latency_loss(l_C, E[T]) where that of l_C is `gradient` [P], and E[T] in ms."""
@@ -237,6 +238,16 @@ class Course:
         total = self.method.latency_loss(leaves[0], expected_ms, self.task.limit_ms)
         by_loss, *by_alphas = torch.autograd.grad(total, leaves)
         return by_loss * gradient + flat(by_alphas), expected_ms.detach()
+
+    def on(self, learner: Learner, images: Tensor) -> Logits:
+        """A network as a function of its alphas alone."""
+        enabled = self.method.autocast and images.device.type == "cuda"
+
+        def logits(alphas: Sequence[Tensor]) -> Tensor:
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=enabled):
+                return learner.supernet(images, gates(alphas)).float()
+
+        return logits
 
     def move(self, learner: Learner, gradient: Tensor) -> None:
         """A step of Adam down the gradient [P], then the backtracking."""
@@ -261,10 +272,6 @@ class Course:
 def state(learner: Learner) -> State:
     assert isinstance(learner.alphas, State)
     return learner.alphas
-
-
-def on(learner: Learner, images: Tensor) -> Logits:
-    return lambda alphas: learner.supernet(images, gates(alphas))
 
 
 def gates(alphas: Sequence[Tensor]) -> list[Gate]:
