@@ -117,6 +117,7 @@ def evolve(
             with looking:
                 done = scored()
                 if len(done) >= evaluations:
+                    path.with_suffix(".lock").unlink(missing_ok=True)  # from here on, all only read
                     return [
                         Trial(space.architecture(g), trial.values[0], latency.ms_of(g))
                         for trial in done[:evaluations]

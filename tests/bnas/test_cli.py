@@ -25,7 +25,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 COMMANDS = (
     ("search",), ("train",), ("export",), ("bench",), ("report",), ("demo",), ("show",), ("spaces",), ("strategies",),
-    ("isometry",),
+    ("isometry",), ("pick",),
     ("profiles", "list"), ("profiles", "show"), ("profiles", "build"),
 )  # fmt: skip
 HEAVY = {"torch", "tensorflow", "onnx", "onnxruntime", "optuna", "numpy", "sklearn", "pyarrow", "plotly", "pydantic"}
