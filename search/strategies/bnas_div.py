@@ -36,7 +36,7 @@ class Diversity:
     fade: float = 7.7 / 50
 
     def __call__(self, weights: Sequence[Tensor], progress: float) -> Tensor:
-        entropies = [-torch.special.xlogy(p, p).sum() for p in weights]
+        entropies = [-(p * p.clamp(min=torch.finfo(p.dtype).tiny).log()).sum() for p in weights]
         return -self.weight * math.exp(-progress / self.fade) * torch.stack(entropies).mean()
 
 
