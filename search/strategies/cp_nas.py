@@ -25,15 +25,16 @@ from bnas.profiles.errors import InputError
 
 from ..augment import generator
 from ..binary.layers import BinaryConv2d, Style
-from ..evaluate import calibration_batches, score
 from ..expected_latency import ExpectedLatency
 from ..latency import LatencyModel, check_limit
 from ..parent import without_signs
 from ..relaxations import Alphas, Probabilities
+from ..second_order import undisturbed
 from ..spaces import SearchSpace
 from ..spaces.space import NONE
 from ..spaces.wiring import Choice, Step
 from ..supernet import Supernet
+from ..training.trainer import accuracy
 from . import bilevel
 from .bilevel import Record, batches, derive, make_learner, repeat
 from .task import SearchResult, SearchTask, Stopwatch, digest
@@ -173,7 +174,6 @@ class Course:
         steps = task.budget.supernet.epochs * self.batches.per_epoch // networks
         self.per_draw = max(1, steps // len(self.draws))
         self.steps = self.per_draw * len(self.draws)
-        self.calibration = calibration_batches(task.train, task.budget.calibration_images)
         self._draw, self._gates = -1, tuple[int, ...]()
 
     def step(self, number: int) -> dict[str, Tensor]:
@@ -219,13 +219,10 @@ class Course:
         }
 
     def judge(self, gates: tuple[int, ...]) -> dict[str, Tensor]:
-        """z of the draw, from accuracies with statistics of batch-norms that are rebuilt for its path."""
-        with self.stopwatch.phase("evaluation"):
-            parent, child = (
-                score(supernet, gates, self.calibration, self.task.validation)
-                for supernet in (self.pair.parent, self.pair.child)
-            )
-            self.learner.supernet.train()
+        """z of the draw, from accuracies with batch statistics, which are those of its path and what it learnt with."""
+        with self.stopwatch.phase("evaluation"), undisturbed(self.pair):
+            parent = accuracy(lambda images: self.pair.parent(images, gates), self.task.validation)
+            child = accuracy(lambda images: self.pair.child(images, gates), self.task.validation)
             self.tournament.credit(gates, self.method.potential * (parent - child) + child)
         return {"parent accuracy": torch.tensor(parent), "architecture accuracy": torch.tensor(child)}
 

@@ -125,8 +125,9 @@ def test_the_architecture_without_a_limit_is_made_of_those_that_are_left(rng: np
 
 
 def test_z_is_what_the_paper_says(course: Course, monkeypatch: pytest.MonkeyPatch) -> None:
-    accuracies = {id(course.pair.parent): 0.7, id(course.pair.child): 0.4}
-    monkeypatch.setattr(cp_nas, "score", lambda supernet, *arguments: accuracies[id(supernet)])
+    monkeypatch.setattr(course.pair.parent, "forward", lambda images, gates: 0.7)
+    monkeypatch.setattr(course.pair.child, "forward", lambda images, gates: 0.4)
+    monkeypatch.setattr(cp_nas, "accuracy", lambda path, data: path(None))
     for potential, z in ((0.0, 0.4), (0.5, 0.55), (1.0, 0.7), (2.0, 1.0)):  # 4.15: beta (0.7 - 0.4) + 0.4
         course.method = Method(potential=potential)
         course.tournament.total.zero_()
@@ -136,7 +137,18 @@ def test_z_is_what_the_paper_says(course: Course, monkeypatch: pytest.MonkeyPatc
         want = np.zeros(sum(course.tournament.sizes))
         want[starts + np.array(gates)] = z
         np.testing.assert_allclose(course.tournament.total.numpy(), want, rtol=1e-12)
-    assert course.pair.training
+
+
+def test_accuracies_are_of_the_path_with_batch_statistics_and_leave_no_trace(course: Course) -> None:
+    gates = course.gates(*course.draws[0])
+    before = {name: value.clone() for name, value in course.pair.state_dict().items()}
+    notes = course.judge(gates)
+    assert all(torch.equal(value, before[name]) for name, value in course.pair.state_dict().items())
+    images, labels = course.task.validation.batch(torch.arange(64))
+    fresh = Course(course.task, course.method).pair
+    with torch.no_grad():
+        right = [float((net(images, gates).argmax(1) == labels).double().mean()) for net in (fresh.parent, fresh.child)]
+    assert [float(notes["parent accuracy"]), float(notes["architecture accuracy"])] == pytest.approx(right)
 
 
 def test_only_what_was_drawn_learns_in_both_networks(course: Course) -> None:
