@@ -75,7 +75,7 @@ def search(
             emit(joined, lambda: output.print(f"{joined['run']}: {joined['scored']} architectures scored here"))
             return
         if profile is None:
-            raise InputError("--profile is missing; bnas profiles list has the shipped ones, bnas search --help the rest")
+            raise InputError("--profile is missing; bnas profiles list has the shipped ones, see bnas search --help")
         document = do_search(
             profile=profile, data=settings.data_config(data, image_size, image_column, label_column), space=space,
             strategy=strategy, max_latency=max_latency, budget=budget, supernet_epochs=supernet_epochs,
