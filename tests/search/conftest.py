@@ -1,7 +1,9 @@
 """A small profile, the spaces to test over, and digits on the CPU."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +41,13 @@ TEXTS = {  # id -> (what make_space takes)
 cached_space = cache(make_space)
 
 
-@pytest.fixture(params=TEXTS)
+def with_long_tail(names: Iterable[str]) -> list[Any]:
+    """Options in the smallest and the largest instance; in the two between them, which are wired alike, when slow."""
+    tail = {name for name in names if "=" in name and re.search("-(colour|cifar)-", name)}
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in tail)) for name in names]
+
+
+@pytest.fixture(params=with_long_tail(TEXTS))
 def space(request: pytest.FixtureRequest) -> SearchSpace:
     """Every space, in every size and with every option: a new entry in SPACES is tested by being there."""
     return cached_space(*TEXTS[request.param])
