@@ -121,7 +121,7 @@ def do_search(
     from bnas.profiles.schema import load_profile, save_profile
     from bnas.profiles.table import LatencyTable, format_ms
     from bnas.search.latency import check_limit, latency_model, median_ms
-    from bnas.search.selection.evolution import forget
+    from bnas.search.selection.evolution import connected, forget
     from bnas.search.spaces import make_space
     from bnas.search.strategies import STRATEGIES
     from bnas.search.training.recipes import budget as budget_of
@@ -149,6 +149,8 @@ def do_search(
     chosen = limit_ms is None
     limit = median_ms(latency) if limit_ms is None else limit_ms
     check_limit(latency, limit)
+    if address is not None:
+        connected(address)
     config = {
         "data": {**data, "fingerprint": images.fingerprint},
         "space": the_space.id,
@@ -238,11 +240,9 @@ def method_of(strategy: str) -> Method | None:
 
 
 def trials_address(storage: str, strategy: str) -> str:
-    """The address of a storage as it holds from anywhere. Raises InputError unless it can be used, by this strategy."""
+    """A storage's address as it holds from anywhere. Raises InputError unless it is one, and the strategy has trials."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
-
-    from bnas.search.selection.evolution import connected
 
     if method_of(strategy) is None:
         raise InputError(f"--storage {storage}: {strategy} has no evolution whose trials could be kept there; drop it")
@@ -252,9 +252,7 @@ def trials_address(storage: str, strategy: str) -> str:
         raise InputError(f"--storage {storage!r} is no address; write for example sqlite:///trials.db") from None
     if url.drivername.startswith("sqlite") and url.database:
         url = url.set(database=str(Path(url.database).resolve()))
-    address = url.render_as_string(hide_password=False)
-    connected(address)
-    return address
+    return url.render_as_string(hide_password=False)
 
 
 def do_join(folder: Path, accelerator: str, report: Progress) -> dict:
