@@ -3,7 +3,7 @@
 Two tables. Times: the exact selection over budgets from the fastest architecture to the slowest, for a 20 x 6 space
 with random latencies and the cifar instances of our spaces under a shipped profile. Regret: how far below the exact
 optimum the evolution stays after --evaluations evaluations, and the greedy choice, as a share of what the optimum gains
-over the fastest architecture; 0 is the optimum. All with additive random scores: "random" are independent of the latency,
+over the fastest architecture; 0 is the optimum. All with additive random scores: "random" do not follow the latency,
 "costly" grow with it (latency / the gene's greatest + noise of 10 %), which makes a harder knapsack. Only for times,
 "latency" are it with noise of a thousandth, often too hard to prove in the nodes that a selection may take.
 """

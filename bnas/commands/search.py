@@ -240,7 +240,7 @@ def method_of(strategy: str) -> Method | None:
 
 
 def trials_address(storage: str, strategy: str) -> str:
-    """A storage's address as it holds from anywhere. Raises InputError unless it is one, and the strategy has trials."""
+    """A storage's address as it holds from anywhere. Raises InputError unless it is one and the strategy has trials."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
