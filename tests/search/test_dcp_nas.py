@@ -245,3 +245,12 @@ def test_a_space_without_1_bit_candidates_is_refused(images: tuple, tmp_path: Pa
     latency = latency_model(space, LatencyTable(load_profile("rtx3080")))
     with pytest.raises(InputError, match="1-bit"):
         dcp_nas.run(task_in(tmp_path / "task", latency, images))
+
+
+def test_autocast_is_for_gpus_alone(task: SearchTask) -> None:
+    """On the CPU the numbers are those without; logits are float32 anyway."""
+    notes = {autocast: Course(task, replace(LOUD, autocast=autocast)).step(0) for autocast in (False, True)}
+    assert notes[True] == notes[False]
+    course = Course(task, replace(LOUD, autocast=True))
+    images, _ = course.train_batches(0)
+    assert course.on(course.child, images)(state(course.child).tensors()).dtype == torch.float32
