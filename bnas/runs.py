@@ -3,6 +3,7 @@
 run.yaml               the resolved configuration and its hash
 search.json            what the search found (trials.db or trials.json and supernet.safetensors are its state)
 scores.json            what candidates add to a score, where scores add up: what bnas pick selects by
+study.json             the name of the study, where trials lie in a storage that many may share
 seconds.json           what the search took, by phase
 architecture.yaml      the architecture found (architecture.svg: drawn by bnas show)
 train.json             accuracies (model.safetensors: the network; training.safetensors: the state)
@@ -30,7 +31,7 @@ FORMAT = 1
 ROOT = Path("runs")
 OWN = (  # run.yaml last: a kill while restarting must leave a run
     *("search.json", "scores.json", "seconds.json", "trials.db", "trials.db-journal", "trials.lock", "trials.json"),
-    "supernet.safetensors",
+    *("study.json", "supernet.safetensors"),
     *("architecture.yaml", "architecture.svg", "profile.yaml"),
     *("train.json", "training.safetensors", "model.safetensors", "export-onnx.json", "export-tflite.json"),
     *("model.onnx", "model.tflite", "model.fp32.onnx", "model.int8.onnx", "bench.json", "report.json", "report.html"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import typer
 
@@ -121,7 +122,7 @@ def do_search(
     from bnas.profiles.schema import load_profile, save_profile
     from bnas.profiles.table import LatencyTable, format_ms
     from bnas.search.latency import check_limit, latency_model, median_ms
-    from bnas.search.selection.evolution import connected, forget
+    from bnas.search.selection.evolution import connected
     from bnas.search.spaces import make_space
     from bnas.search.strategies import STRATEGIES
     from bnas.search.training.recipes import budget as budget_of
@@ -165,8 +166,6 @@ def do_search(
         config, f"{device_profile.name.replace(':', '-')}-{the_space.name}-{strategy}", out=out, restart=restart
     )
     with runs.locked(run.folder):
-        if restart and address is not None:
-            forget(address, study_of(run))
         if (finished := run.read("search.json")) is not None:
             say(f"search: already finished in {run.folder}")
             if pareto is not None:
@@ -176,6 +175,8 @@ def do_search(
             return {**finished, "seconds": (run.read("seconds.json") or {}).get("search", {})}
         say(f"search: {the_space.id} ({the_space.size:,} architectures), limit {format_ms(limit)} in {run.folder}")
         save_profile(device_profile, run.path("profile.yaml"))
+        if address is not None and run.read("study.json") is None:
+            run.write("study.json", {"run": str(run.folder), "name": f"bnas-{uuid4()}"})
         ended = STRATEGIES[strategy].run(search_task(run, latency, images, spend, device, report))
         document = {
             "run": str(run.folder),
@@ -221,13 +222,8 @@ def search_task(
         device=device,
         folder=run.folder,
         progress=report,
-        trials=(run.config["storage"], study_of(run)) if "storage" in run.config else None,
+        trials=None if (study := run.read("study.json")) is None else (run.config["storage"], study["name"]),
     )
-
-
-def study_of(run: runs.Run) -> str:
-    """The name of a run's study in a storage that many may share."""
-    return f"bnas-{runs.config_hash(run.config)}"
 
 
 def method_of(strategy: str) -> Method | None:
@@ -274,7 +270,8 @@ def do_join(folder: Path, accelerator: str, report: Progress) -> dict:
         raise InputError(f"--join {folder}: {strategy} has no evolution; spos and fairnas can be joined")
     if run.read("search.json") is not None:
         raise InputError(f"--join {folder}: the search has ended; see it with: bnas report {folder}")
-    if not run.path("profile.yaml").is_file():
+    needed = ("profile.yaml", "study.json") if "storage" in run.config else ("profile.yaml",)
+    if not all(run.path(name).is_file() for name in needed):
         raise InputError(f"--join {folder}: the search has not begun; start it with bnas search, then join")
     device = settings.pick_device(accelerator)
     images = settings.load_data(run.config["data"], report)

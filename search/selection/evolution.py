@@ -197,15 +197,6 @@ def connected(address: str) -> Any:
         raise InputError(f"--storage {shown} cannot be used ({why}); check the address and its driver") from None
 
 
-def forget(address: str, name: str) -> None:
-    """Delete a study and its trials, if there is one."""
-    import optuna
-
-    storage = connected(address)
-    if name in optuna.get_all_study_names(storage):
-        optuna.delete_study(study_name=name, storage=storage)
-
-
 def _distributions(latency: LatencyModel) -> dict:
     import optuna
 

@@ -13,7 +13,7 @@ import optuna
 import pytest
 
 from bnas.profiles.errors import InputError
-from bnas.search.selection.evolution import connected, forget
+from bnas.search.selection.evolution import connected
 
 HERE = Path(__file__).parent
 EVALUATIONS = 10  # of the workers
@@ -81,16 +81,6 @@ def test_what_one_process_left_is_taken_up_by_the_next(tmp_path: Path) -> None:
         victim.wait()
     assert run(tmp_path) == expected
     assert len(optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path / 'trials.db'}").trials) <= 12
-
-
-def test_a_storage_holds_studies_apart_and_forgets_them(tmp_path: Path) -> None:
-    address = f"sqlite:///{tmp_path / 'shared.db'}"
-    first = run(tmp_path, address)
-    optuna.create_study(study_name="another", storage=address)
-    forget(address, "shared")
-    forget(address, "never there")
-    assert optuna.get_all_study_names(address) == ["another"]
-    assert run(tmp_path, address) == first
 
 
 @pytest.mark.parametrize(
