@@ -84,7 +84,7 @@ def check_paths(spaces: list[SearchSpace], architectures: int, rng: np.random.Ge
         assert len({tuple(y.tolist()[0]) for y in logits}) > len(logits) / 2  # paths do differ
 
 
-MICRO = [f"{name}:micro{bits}" for name in SPACES for bits in ("", ":bits=32", ":bits=8", ":bits=1+8,ends=8")
+MICRO = [f"{name}:micro{bits}" for name in SPACES for bits in ("", ":bits=32", ":bits=1+8,ends=8")
          if not bits or "bits" in SPACES[name].OPTIONS]  # fmt: skip
 
 
