@@ -41,18 +41,20 @@ from .task import SearchResult, SearchTask, Stopwatch, digest
 
 SOURCE = "CP-NAS: Child-Parent Neural Architecture Search for 1-bit CNNs (Zhuo et al., IJCAI 2020)"
 SCORE = "sum of rounds survived"
+REPEATS = 3
 STYLE = Style(scale="learned")
 
 
 @dataclass(frozen=True)
 class Method:
-    """potential: beta_P of 4.15. repeats: T, how often a round uses each candidate. kernel, compactness: the weights of
-    the two parts of L_H (4.18). latency: how much of z the slowest candidate loses in a round whose candidates are
-    expected to be over the limit; others in proportion to their latency.
+    """potential: beta_P of 4.15. repeats: T, how often a round uses each candidate; None: 3 times, or fewer where the
+    budget has no step for each draw. kernel, compactness: the weights of the two parts of L_H (4.18). latency: how much
+    of z the slowest candidate loses in a round whose candidates are expected to be over the limit; others in proportion
+    to their latency.
     """
 
     potential: float = 2.0
-    repeats: int = 1
+    repeats: int | None = None
     kernel: float = 1.0
     compactness: float = 1e-3
     latency: float = 0.1
@@ -154,8 +156,7 @@ class Tournament(Alphas):
 
 
 class Course:
-    """The draws of CP-NAS, each of `per_draw` steps: for K from the largest number of candidates down to 2, K draws,
-    `repeats` times over."""
+    """The draws of CP-NAS, each of `per_draw` steps: T times K in a round, K from the most candidates down to 2."""
 
     def __init__(self, task: SearchTask, method: Method) -> None:
         self.task, self.method, self.stopwatch = task, method, Stopwatch()
@@ -167,11 +168,12 @@ class Course:
         if not any(isinstance(module, BinaryConv2d) for module in pair.modules()):
             raise InputError(f"cp-nas searches 1-bit networks, and space {task.space.id!r} has none; drop its bits=")
         self.expected = ExpectedLatency(task.latency)
-        largest = max(tournament.sizes)
-        self.draws = [(k, t, i) for k in range(largest, 1, -1) for t in range(method.repeats) for i in range(k)]
         self.batches = batches(task, torch.arange(len(task.train)), 1)
         networks = 2 if task.budget.equal_cost else 1  # a step is one of each
         steps = task.budget.supernet.epochs * self.batches.per_epoch // networks
+        sizes = range(max(tournament.sizes), 1, -1)
+        repeats = method.repeats or max(1, min(REPEATS, steps // sum(sizes)))
+        self.draws = [(k, t, i) for k in sizes for t in range(repeats) for i in range(k)]
         self.per_draw = max(1, steps // len(self.draws))
         self.steps = self.per_draw * len(self.draws)
         self._draw, self._gates = -1, tuple[int, ...]()

@@ -75,7 +75,7 @@ PAPER: dict[str, dict[str, Any]] = {
     "snas": {"relaxed": Recipe(150, 64), "training": _CELLS},
     "proxyless": {"relaxed": Recipe(160, 256), "training": Recipe(300, 256)},
     "bnas-div": {"relaxed": Recipe(50, 64), "training": _CELLS},
-    "cp-nas": {"supernet": Recipe(35, 64), "equal_cost": False},  # one epoch for each draw in cells; its batch unknown
+    "cp-nas": {"supernet": Recipe(105, 64), "equal_cost": False},  # an epoch for each draw in cells; its batch unknown
     "dcp-nas": {"relaxed": Recipe(50, 64)},
 }
 

@@ -1,6 +1,7 @@
 """The benchmark of a step of DCP-NAS: what it runs is what it says, and what it writes can be read."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -29,6 +30,16 @@ def test_a_step_moves_weights_and_alphas_of_all_its_networks(
         step(number)
         networks = 1 if variant == "darts" else 2
         assert sorted(seen) == ["alpha_step"] * networks + ["weight_step"] * networks
+
+
+def test_the_peak_is_that_of_the_process_alone() -> None:
+    """A child of a process that held 400 MiB more than it needs does not say so."""
+    held = bytearray(b"x" * 400 * 2**20)
+    folder = str(Path(dcp_step.__file__).parent)
+    code = f"import sys; sys.path.append({folder!r}); import dcp_step; print(dcp_step.peak_rss_kib())"
+    peak = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    grown = bytearray(b"x" * 200 * 2**20)
+    assert dcp_step.peak_rss_kib() > max(peak, len(held + grown) // 2**10)
 
 
 def test_the_result_has_all_phases_of_every_round_and_memory(

@@ -87,6 +87,18 @@ def test_a_round_uses_every_candidate_that_is_left_equally_often(name: str, repe
     assert all(len(candidates) == 1 for candidates in course.tournament.alive())
 
 
+@pytest.mark.parametrize(("epochs", "equal_cost", "repeats", "each"), [
+    (1, True, 1, 1), (9, True, 2, 1), (40, True, 3, 2), (40, False, 3, 5), (270, True, 3, 20)
+])  # fmt: skip
+def test_a_budget_is_shared_out_among_the_draws(
+    epochs: int, equal_cost: bool, repeats: int, each: int, tmp_path: Path, latency: LatencyModel, digits: DeviceSplit
+) -> None:
+    """4 batches in an epoch, and T (4 + 3 + 2) draws: T up to 3 as long as there is a step for each draw."""
+    budget = replace(BUDGET, supernet=Recipe(epochs, 16), equal_cost=equal_cost)
+    course = Course(replace(task_in(tmp_path / "task", latency, digits), budget=budget), Method())
+    assert (len(course.draws), course.per_draw) == (9 * repeats, each)
+
+
 def test_the_worst_by_mean_z_leaves_and_e_is_a_softmax(latency: LatencyModel) -> None:
     """Four candidates of the first decision with z 0.5, 0.1 and 0.5 (mean 0.3), 0.4, 0.6: the second leaves."""
     tournament = Tournament(latency.space, 0)
