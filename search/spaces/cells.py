@@ -23,7 +23,8 @@ from .space import NONE, Gene, SearchSpace
 from .wiring import IMAGE, Value, Wiring
 
 OPTIONS: dict[str, tuple[str, ...]] = {
-    "bits": BITS, "ops": ("dense", "separable"), "depthwise": tuple(DEPTHWISE), "layers": (), "channels": (), **ENDS
+    "bits": BITS, "ops": ("dense", "separable"), "depthwise": tuple(DEPTHWISE), "layers": (), "channels": (),
+    "reduction": ("searched", "fixed"), **ENDS
 }  # fmt: skip
 STRIDES = {"micro": 2, "cifar": 4, "imagenet": 32}
 LAYERS = {"micro": 2, "cifar": 8, "imagenet": 14}
@@ -114,8 +115,9 @@ def cells(settings: Settings) -> SearchSpace:
     """A stem, `layers` cells of which those at 1/3 and 2/3 reduce and double the channels, and a head.
 
     Options: channels of the first cell, layers, ops (dense or separable 1-bit operations), depthwise (of the separable
-    ones). The micro instance has one normal and one reduction cell of the same channels. bits=32 with the imagenet
-    instance is the network that DARTS trains on ImageNet.
+    ones), reduction (fixed: reduction cells are those of GDAS and only the normal cell is searched). The micro instance
+    has one normal and one reduction cell of the same channels. bits=32 with the imagenet instance is the network that
+    DARTS trains on ImageNet.
     """
     widths, instance = bit_widths(settings["bits"]), settings.instance
     lowest = min(widths)
@@ -132,7 +134,8 @@ def cells(settings: Settings) -> SearchSpace:
         for name, describe in operations(bits, settings["ops"], settings["depthwise"]).items():
             convolves = "conv" in name
             table.setdefault(label(name, bits, widths) if convolves else name, describe)
-    decisions = tuple(Decision(f"{type}.{i}_{j}", tuple(table), type) for type in TYPES for i, j in EDGES)
+    types = TYPES if settings["reduction"] == "searched" else TYPES[:1]
+    decisions = tuple(Decision(f"{type}.{i}_{j}", tuple(table), type) for type in types for i, j in EDGES)
 
     w = Wiring()
     before, last, shrunk = _stem(w, Value(IMAGE, *settings.shape), channels, instance, lowest, settings.end_bits)
@@ -146,7 +149,8 @@ def cells(settings: Settings) -> SearchSpace:
             _preprocess(part.at("input0"), before, channels, shrunk, lowest),
             _preprocess(part.at("input1"), last, channels, False, lowest),
         ]
-        nodes = _nodes(part, inputs, reduces, table)
+        make = _fixed_nodes if reduces and len(types) == 1 else partial(_nodes, reduces=reduces)
+        nodes = make(part, inputs, table=table)
         before, last, shrunk = last, part.step("result", "concat", *nodes), reduces
     w.step("head", "head", last, out=settings.classes, bits=settings.end_bits)
     return SearchSpace(
@@ -179,10 +183,20 @@ def _nodes(part: Wiring, inputs: list[Value], reduces: bool, table: dict[str, Op
     return values[2:]
 
 
+def _fixed_nodes(part: Wiring, inputs: list[Value], table: dict[str, Operation]) -> list[Value]:
+    """The reduction cell that GDAS fixes (Dong and Yang 2019): a 3x3 convolution of stride 2 of each input, and a 3x3
+    maximum of each result. There the convolution is a pair of 1x3 and 3x1 in 8 groups; here it is the first of the
+    table's with a 3x3 kernel."""
+    convolution = next(name for name in table if "conv_3x3" in name)
+    reduced = [table[convolution](part.at(f"node{2 + i}"), x, 2) for i, x in enumerate(inputs)]
+    halves = [x for x in reduced if x is not None]
+    return halves + [part.step(f"node{4 + i}", "max_pool", x, kernel=3, stride=1) for i, x in enumerate(halves)]
+
+
 def _genes(decisions: tuple[Decision, ...]) -> tuple[Gene, ...]:
     """A gene for each node: two of its edges, and an operation other than `none` on each."""
     genes = []
-    for t, type in enumerate(TYPES):
+    for t, type in enumerate(dict.fromkeys(decision.group for decision in decisions)):
         names = decisions[t * len(EDGES)].candidates
         real = [k for k, name in enumerate(names) if name != NONE]
         for j in range(2, 2 + NODES):
@@ -210,8 +224,15 @@ def from_genotype(space: SearchSpace, text: str) -> Architecture:
     fields = _fields(text)
     known = set(space.decisions[0].candidates)
     choices = []
+    searched = {decision.group for decision in space.decisions}
     for type, field in zip(TYPES, ("normal", "reduce"), strict=True):
         edges = fields[field]
+        if type not in searched:
+            if edges:
+                raise InputError(
+                    f"genotype: {field} has {len(edges)} edges, but space {space.id} fixes it; write {field}=[]"
+                )
+            continue
         if len(edges) != 2 * NODES:
             raise InputError(f"genotype: {field} has {len(edges)} edges, expected {2 * NODES}, two for each node")
         for node in range(NODES):
