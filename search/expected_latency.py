@@ -18,6 +18,8 @@ from .latency import LatencyModel
 from .spaces import SearchSpace
 from .spaces.space import NONE
 
+SMALLEST_SHARE = 1e-9
+
 
 def survival_shares(space: SearchSpace) -> tuple[float, ...]:
     """For each decision the share of its gene's candidates that set it: with what chance it is in an architecture.
@@ -40,7 +42,9 @@ class ExpectedLatency:
     weights: for each decision a tensor [K] that sums to 1, such as softmax(alpha). q is those weights without `none`,
     brought back to a sum of 1: `none` is never derived, so it must not be a way to look fast. survival: [D], with what
     chance the edge is in the derived network; by default as large for each edge of a node (`survival_shares`). With the
-    one-hot weights of an architecture and survival 1 for its edges, 0 for all others, E[T] is its latency.
+    one-hot weights of an architecture and survival 1 for its edges, 0 for all others, E[T] is its latency. Where `none`
+    has all weight but SMALLEST_SHARE, as a draw at a low temperature may give it, what is missing to that share is
+    spread over the others evenly: the slope of q would otherwise leave the range of floats.
 
     For q = softmax(alpha) the gradient is exact: dE/dalpha_dk = survival_d q_dk (LUT_dk - sum over j of q_dj LUT_dj)
     (ProxylessNAS, Cai et al. 2019, eq. 4). In float64, because a candidate is a small part of the sum.
@@ -57,7 +61,9 @@ class ExpectedLatency:
 
     def __call__(self, weights: Sequence[Tensor], survival: Tensor | None = None) -> Tensor:
         kept = pad_sequence(list(weights), batch_first=True).double() * self.real
-        q = kept / kept.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+        total = kept.sum(1, keepdim=True)
+        missing = (SMALLEST_SHARE - total).clamp(min=0)
+        q = (kept + missing * self.real / self.real.sum(1, keepdim=True)) / total.clamp(min=SMALLEST_SHARE)
         parts = (q * self.table).sum(1)
         return self.fixed_ms + (parts * (self.survival if survival is None else survival)).sum()
 

@@ -111,3 +111,16 @@ def test_losses_by_hand() -> None:
 def test_a_limit_without_a_logarithm_is_named() -> None:
     with pytest.raises(InputError, match="above 1 us"):
         Multiply()(torch.tensor(1.0), torch.tensor(1.0), 0.001)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.03, 0.001])
+def test_a_certain_none_is_neither_fast_nor_without_slope(temperature: float) -> None:
+    model = latency_model(make_space("cells", (1, 8, 8), 10), LatencyTable(load_profile("rtx3080")))
+    expected = ExpectedLatency(model)
+    alphas = [torch.tensor([9.0, *[0.0] * 7], requires_grad=True) for _ in model.space.decisions]
+    weights = [(alpha / temperature).softmax(0) for alpha in alphas]
+    found = expected(weights)
+    found.backward()
+    assert all(alpha.grad is not None and alpha.grad.isfinite().all() for alpha in alphas)
+    even = [torch.tensor([0.0, *[1 / 7] * 7]) for _ in alphas]
+    assert found.item() == pytest.approx(expected(even).item(), rel=1e-5)
