@@ -185,8 +185,8 @@ def run_jobs(
             title = " ".join(str(value) for value in running[future].values())
             try:
                 document["rows"].append(future.result())
-            except InputError as error:
-                print(f"{title}: {error}", flush=True)
+            except Exception as error:  # whatever it is, the rows of all other jobs must not be lost with it
+                print(f"{title}: {type(error).__name__}: {error}", flush=True)
                 continue
             save()
             print(f"{done}/{len(waiting)} {title}: {document['rows'][-1]['seconds']:.0f} s", flush=True)

@@ -1,9 +1,9 @@
 """Gradient methods against random search and SPOS: `python benchmarks/gradient_methods.py [--data FOLDER]`.
 
-All methods search the same space of cells for the same number of training steps, under the same latency limit, and the
-network each finds is trained alone. A step of a gradient method runs all candidates and costs many times that of SPOS;
-the seconds say how much. Alphas learn faster than published, all at the same rate, for a search is a few dozen steps
-here and not thousands.
+All methods search the same space of cells with the same budget of epochs, under the same latency limit, and the network
+each finds is trained alone; the steps that came of it are in the table. A step of a gradient method runs all candidates
+and costs many times that of SPOS; the seconds say how much. Alphas learn faster than published, all at the same rate,
+for a search is a few dozen steps here and not thousands.
 
 Beside the accuracy: the latency that the relaxed network expects at the end of the search against that of the network
 derived from it, and the share of skips among its operations. The rows "dcp-nas, ..." change one thing of DCP-NAS each.
@@ -88,11 +88,18 @@ def searcher(module: ModuleType, change: dict[str, Any] | None = None) -> Callab
         if "method" not in inspect.signature(module.run).parameters:
             return module.run(task)
         method = replace(module.METHOD, **(change or {}))
-        if rate is not None:
-            method = replace(method, alpha_recipe=replace(method.alpha_recipe, learning_rate=rate))
-        return module.run(task, method)
+        return module.run(task, method if rate is None else with_rate(method, rate))
 
     return search
+
+
+def with_rate(method: Any, rate: float) -> Any:
+    """The method with this rate of its alphas: P-DARTS has it in the slots of its stages, CP-NAS has none."""
+    if hasattr(method, "learning"):
+        return replace(method, learning=with_rate(method.learning, rate))
+    if not hasattr(method, "alpha_recipe"):
+        return method
+    return replace(method, alpha_recipe=replace(method.alpha_recipe, learning_rate=rate))
 
 
 def jobs(setting: Setting) -> list[Job]:

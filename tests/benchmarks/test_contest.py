@@ -1,7 +1,9 @@
 """Rows of the two comparisons are whole, are not done twice, and differences are claimed only where intervals part."""
 
+import inspect
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from contest import Interval, Scale, Setting, interval, verdict
 
 from bnas.profiles.errors import InputError
 from bnas.search.spaces import make_space
-from bnas.search.strategies import STRATEGIES
+from bnas.search.strategies import STRATEGIES, cp_nas
 from bnas.search.training.recipes import Budget, Recipe
 
 TINY = Scale(
@@ -114,11 +116,36 @@ def test_a_gradient_row(method: str) -> None:
     assert (row["expected_ms"] is None) == (method == "spos")
 
 
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"cp-nas"}))
+def test_all_alphas_learn_at_the_same_rate(name: str) -> None:
+    module = STRATEGIES[name]
+    if "method" not in inspect.signature(module.run).parameters:
+        assert name in (*gradient_methods.BASELINES, *gradient_methods.NOT_GRADIENT)
+        return
+    method = gradient_methods.with_rate(module.METHOD, 0.125)
+    assert getattr(method, "learning", method).alpha_recipe.learning_rate == 0.125
+
+
+def test_a_method_without_alphas_has_no_rate() -> None:
+    assert gradient_methods.with_rate(cp_nas.METHOD, 0.125) == cp_nas.METHOD
+
+
 def test_skips_are_counted_among_operations() -> None:
     space = make_space("cells:micro", (3, 16, 16), 10)
     arch = space.random(np.random.default_rng(0))
     expected = sum(choice.count("skip_connect") for choice in arch.choices) / (2 * len(arch.choices))
     assert gradient_methods.skips(arch) == pytest.approx(expected) and expected > 0
+
+
+def test_a_row_that_fails_costs_no_other(monkeypatch, capsys) -> None:
+    def do(setting: Setting, job: contest.Job) -> contest.Row:
+        return {"inverse": 1 / job["number"]}
+
+    monkeypatch.setattr(contest, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
+    document: contest.Row = {"rows": []}
+    contest.run_jobs(do, SETTING, [{"number": n} for n in (0, 1, 2)], document, lambda: None, workers=1)
+    assert sorted(row["number"] for row in document["rows"]) == [1, 2]
+    assert "0: ZeroDivisionError" in capsys.readouterr().out
 
 
 # The command
