@@ -1,7 +1,8 @@
 """Run folders: what was asked for, its hash, one lock, and the results of the stages beside it.
 
 run.yaml               the resolved configuration and its hash
-search.json            what the search found (trials.db or trials.json and supernet.safetensors are its state)
+search.json            what the search found (trials.db or trials.json, supernet.safetensors and, of p-darts,
+                       stage1.safetensors to stage3.safetensors are its state)
 scores.json            what candidates add to a score, where scores add up: what bnas pick selects by
 study.json             the name of the study, where trials lie in a storage that many may share
 seconds.json           what the search took, by phase
@@ -31,7 +32,7 @@ FORMAT = 1
 ROOT = Path("runs")
 OWN = (  # run.yaml last: a kill while restarting must leave a run
     *("search.json", "scores.json", "seconds.json", "trials.db", "trials.db-journal", "trials.lock", "trials.json"),
-    *("study.json", "supernet.safetensors"),
+    *("study.json", "supernet.safetensors", "stage1.safetensors", "stage2.safetensors", "stage3.safetensors"),
     *("architecture.yaml", "architecture.svg", "profile.yaml"),
     *("train.json", "training.safetensors", "model.safetensors", "export-onnx.json", "export-tflite.json"),
     *("model.onnx", "model.tflite", "model.fp32.onnx", "model.int8.onnx", "bench.json", "report.json", "report.html"),

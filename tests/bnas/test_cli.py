@@ -20,6 +20,7 @@ from bnas.profiles.schema import Profile, load_profile, save_profile
 from bnas.profiles.workload import Workload
 from bnas.runtime_bench import machine
 from bnas.runtime_bench.engines import onnx_engine
+from bnas.search.strategies import p_darts
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -162,6 +163,16 @@ def test_restart_throws_the_old_run_away(finished: Path, tiny: tuple[str, ...], 
         "search.json", "seconds.json",
     }  # fmt: skip
     assert runs.open_run(finished).config["seed"] == 5
+
+
+def test_restart_throws_all_stages_of_a_search_away(tmp_path: Path) -> None:
+    """Else the finished stages of the old search would be taken for those of the new one."""
+    runs.start({"seed": 0}, "name", out=tmp_path, restart=False)
+    stages = [tmp_path / f"stage{n}.safetensors" for n in range(1, len(p_darts.METHOD.stages) + 1)]
+    for path in stages:
+        path.touch()
+    runs.start({"seed": 0}, "name", out=tmp_path, restart=True)
+    assert not any(path.exists() for path in stages)
 
 
 def test_a_stop_during_restart_leaves_the_old_run_named(
