@@ -139,6 +139,6 @@ def _stack(network: Sequence[Part]) -> list[Shape]:
 
 
 def _kind(part: Part) -> tuple[str, tuple[int, int, int]]:
-    """Type of a cell, and channels, height and width of the result."""
+    """Type of a cell, and channels, height and width of the result. Of parts without choices, cells have dots."""
     unit = part.steps[-1].unit
-    return part.group, (unit.out_channels, unit.out_height, unit.out_width)
+    return part.group or ("fixed" if "." in part.name else ""), (unit.out_channels, unit.out_height, unit.out_width)

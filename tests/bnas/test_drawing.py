@@ -18,7 +18,8 @@ from bnas.search.spaces import SPACES, Architecture, SearchSpace, make_space, re
 
 IMAGES = {"micro": (1, 8, 8), "cifar": (3, 32, 32), "imagenet": (3, 224, 224)}
 OPTIONS = ("mobilenet:cifar:bits=1+8", "mobilenet:micro:bits=8", "shufflenet:micro:bits=32", "cells:micro:bits=1+8+32",
-           "cells:cifar:ops=separable", "shufflenet:cifar:depthwise=grouped", "cells:micro:layers=30")  # fmt: skip
+           "cells:cifar:ops=separable", "shufflenet:cifar:depthwise=grouped", "cells:micro:layers=30",
+           "cells:cifar:reduction=fixed")  # fmt: skip
 TEXTS = (*(f"{space}:{instance}" for space in SPACES for instance in IMAGES), *OPTIONS)
 NETWORKS = (*TEXTS, *references.REFERENCES)
 
@@ -93,6 +94,12 @@ def wires(shapes: list[Shape]) -> list[tuple[int, int]]:
     above = {(round(box.middle[0], 3), round(box.y, 3)): i for i, box in enumerate(drawn)}
     ends = [[(round(x, 3), round(y, 3)) for x, y in s.points] for s in shapes if isinstance(s, Line)]
     return [(below[points[0]], above[points[-1]]) for points in ends]
+
+
+def test_cells_that_are_not_searched_are_called_fixed() -> None:
+    shapes = layout(*network("cells:cifar:reduction=fixed"), "title")
+    stack = [box.text for box in boxes(shapes) if "×" in box.text]
+    assert stack == ["2 × normal", "1 × fixed", "2 × normal", "1 × fixed", "2 × normal"]
 
 
 @pytest.mark.parametrize("seed", range(10))
