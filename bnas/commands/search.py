@@ -13,7 +13,7 @@ from bnas.profiles.errors import InputError, unknown
 
 from .. import curves, found, runs
 from ..console import Progress, output, progress, result, say
-from ..found import FRONT
+from ..found import ACCURACY, FRONT
 from . import settings
 from .train import do_train
 
@@ -314,7 +314,7 @@ def front_table(document: dict) -> Table:
 
 
 def _score(document: dict, score: float) -> str:
-    return f"{score:.2%}" if document["score_name"] == "validation accuracy" else f"{score:.4g}"
+    return f"{score:.2%}" if document["score_name"] == ACCURACY else f"{score:.4g}"
 
 
 def _show(document: dict) -> None:
@@ -329,7 +329,7 @@ def _show(document: dict) -> None:
     costs = document["costs"]
     table.add_row("1-bit MACs", f"{costs['binary_macs']:,} of {costs['macs']:,}")
     table.add_row("parameters", f"{costs['params']:,} in {costs['model_bytes']:,} bytes")
-    accuracy = document["score_name"] == "validation accuracy"
+    accuracy = document["score_name"] == ACCURACY
     score = _score(document, document["score"])
     table.add_row(document["score_name"], f"{score} with the supernet's weights" if accuracy else score)
     if document["certificate"]:

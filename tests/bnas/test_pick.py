@@ -15,6 +15,7 @@ from bnas.profiles.schema import load_profile
 from bnas.profiles.table import LatencyTable
 from bnas.search.latency import LatencyModel, latency_model
 from bnas.search.spaces import space_of
+from bnas.search.strategies import selecting
 
 DATA = {"source": "digits", "image_size": None, "image_column": None, "label_column": None}
 
@@ -96,6 +97,21 @@ def test_of_scored_architectures_it_is_the_searchs_own_rule(here: Path) -> None:
     assert picked["predicted_ms"] == times[0] and [t["latency_ms"] for t in picked["trials"]] == [times[0]]
     with pytest.raises(InputError, match=r"none of the 6 architectures that one-shot scored meets .* and 10 bytes"):
         do_pick(run, document["limit_ms"], 10)
+
+
+def test_of_sums_that_do_not_tell_all_it_is_the_greatest(here: Path) -> None:
+    """As of P-DARTS: a sum may be above 1, where an accuracy has no standard error."""
+    run = runs.open_run(here / "additive")
+    document = run.read("search.json")
+    times = sorted(trial["latency_ms"] for trial in document["trials"])
+    for limit_ms in (times[len(times) // 2], times[-1]):
+        best, proof = found.pick(model_of(run), (), document, limit_ms, None)
+        assert best.score == max(t["score"] for t in document["trials"] if t["latency_ms"] <= limit_ms) > 1
+        assert best.latency_ms <= limit_ms and proof is None
+
+
+def test_accuracies_go_by_the_name_that_strategies_give_them() -> None:
+    assert found.ACCURACY == selecting.ACCURACY
 
 
 def test_bytes_add_up_over_genes(here: Path) -> None:
