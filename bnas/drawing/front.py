@@ -52,11 +52,13 @@ def draw_front(
 
 
 class Axis:
-    """Values over a length in pixels, with a little room at both ends."""
+    """Values over a length in pixels, with a little room at both ends, and more where all are nearly the same."""
 
     def __init__(self, values: Sequence[float], length: float) -> None:
         least, most = min(values), max(values)
-        room = 0.06 * (most - least) or 0.05 * abs(most) or 1.0
+        largest = max(abs(least), abs(most))
+        room = 0.06 * (most - least) if most - least > 1e-6 * largest else 0.05 * largest
+        room = room if room > 1e-300 else 1.0  # below, floats lose their digits
         self.low, self.high, self.length = least - room, most + room, length
 
     def at(self, value: float) -> float:
@@ -65,7 +67,7 @@ class Axis:
     def ticks(self) -> list[tuple[float, str]]:
         """Three to eight round values, with their texts."""
         span = self.high - self.low
-        power = 10.0 ** floor(log10(span / 3))
+        power = 10.0 ** floor(log10(span / 3) - 1e-9)  # less a little, so that at least 3 steps fit by any rounding
         step = next(s * power for s in (5, 2, 1) if span / (s * power) >= 3)
         digits = max(0, -floor(log10(step) + 1e-9))
         first = floor(self.low / step) + 1

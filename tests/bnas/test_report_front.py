@@ -5,7 +5,7 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bnas.drawing.front import HEIGHT, WIDTH, Axis, draw_front
@@ -14,6 +14,8 @@ VALUES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=8)
 
 
 @given(VALUES, st.floats(1e-6, 1e3))
+@example([5.0, 5.000000000000001], 1.0)  # sums of the same numbers in another order
+@example([2.2e-309], 1e-6)
 def test_ticks_are_round_numbers_on_the_axis(values: list[float], scale: float) -> None:
     axis = Axis([value * scale for value in values], 100.0)
     assert all(0 <= axis.at(value * scale) <= 100 for value in values)
@@ -24,6 +26,14 @@ def test_ticks_are_round_numbers_on_the_axis(values: list[float], scale: float) 
     assert re.match(r"[125]\.?0*e", f"{step:.2e}")
     for value, text in ticks:
         assert math.isclose(float(text), value, rel_tol=1e-9, abs_tol=step * 1e-6)
+
+
+@pytest.mark.parametrize("span", [0.3, 3.0, 30.0, 3e-5, 0.6, 0.15])
+def test_an_axis_of_a_round_length_has_ticks(span: float) -> None:
+    """0.3 / 3 is a little less than 0.1, but its logarithm is -1."""
+    axis = Axis([0.0, 1.0], 100.0)
+    axis.low, axis.high = 0.0, span
+    assert 3 <= len(axis.ticks()) <= 8
 
 
 def dots(svg: str, style: str) -> list[tuple[float, float]]:
