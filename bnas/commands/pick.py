@@ -53,9 +53,10 @@ def do_pick(run: runs.Run, limit_ms: float, max_bytes: int | None = None, out: P
     trials = {best.architecture: best} | {
         t.architecture: t for t in found.trials_of(latency, searched) if t.latency_ms <= limit_ms
     }
-    if not scores and limit_ms > searched["limit_ms"]:
-        say(f"pick: the search scored nothing above its own limit of {format_ms(searched['limit_ms'])}")
     source = run.config.get("picked_from", runs.config_hash(run.config))
+    if not scores and limit_ms > searched["limit_ms"]:
+        say(f"pick: {run.folder} has scored nothing above its own limit of {format_ms(searched['limit_ms'])}")
+        source = runs.config_hash(run.config)  # from what was picked itself, less is known than from its search
     config = {**run.config, "max_latency_ms": limit_ms, "max_bytes": max_bytes, "picked_from": source}
     name = f"{profile.name.replace(':', '-')}-{latency.space.name}-{run.config['strategy']}"
     picked = runs.start(config, name, out=out, restart=False)

@@ -99,6 +99,17 @@ def test_of_scored_architectures_it_is_the_searchs_own_rule(here: Path) -> None:
         do_pick(run, document["limit_ms"], 10)
 
 
+def test_what_was_picked_does_not_stand_for_its_search(here: Path) -> None:
+    """A limit above that of a picked run finds less there than in the search, and is another run."""
+    run = runs.open_run(here / "scored")
+    document = run.read("search.json")
+    fastest = do_pick(run, min(trial["latency_ms"] for trial in document["trials"]))
+    limit_ms = document["limit_ms"]
+    poorer = do_pick(runs.open_run(Path(fastest["run"])), limit_ms)
+    assert poorer["architecture"] == fastest["architecture"] and poorer["run"] != fastest["run"]
+    assert do_pick(run, limit_ms)["architecture"] == document["architecture"]
+
+
 def test_of_sums_that_do_not_tell_all_it_is_the_greatest(here: Path) -> None:
     """As of P-DARTS: a sum may be above 1, where an accuracy has no standard error."""
     run = runs.open_run(here / "additive")
