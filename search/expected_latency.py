@@ -22,18 +22,17 @@ SMALLEST_SHARE = 1e-9
 
 
 def survival_shares(space: SearchSpace) -> tuple[float, ...]:
-    """For each decision the share of its gene's candidates that set it: with what chance it is in an architecture.
+    """For each decision the share of the sets of decisions its gene may set that hold it: with what chance it counts.
 
-    1 in a chain. In cells an edge of a node with n incoming edges is in C(n-1, 1) of C(n, 2) pairs: 2 / n.
+    1 in a chain. In cells an edge of a node with n incoming edges is in C(n-1, 1) of C(n, 2) pairs: 2 / n, however many
+    candidates the edges have.
     """
-    counts = [0] * len(space.decisions)
-    totals = [1] * len(space.decisions)
+    shares = [0.0] * len(space.decisions)
     for gene in space.genes:
-        for setting in gene.settings:
-            for d, _ in setting:
-                counts[d] += 1
-                totals[d] = len(gene.candidates)
-    return tuple(count / total for count, total in zip(counts, totals, strict=True))
+        together = {tuple(d for d, _ in setting) for setting in gene.settings}
+        for d in set().union(*together):
+            shares[d] = sum(d in decisions for decisions in together) / len(together)
+    return tuple(shares)
 
 
 class ExpectedLatency:

@@ -173,6 +173,7 @@ def opened(path: Path, storage: tuple[str, str] | None, looking: Any) -> Iterato
     except OperationalError:  # the disk is full, not the file bad
         raise
     except DatabaseError as error:
+        path.with_suffix(".lock").unlink(missing_ok=True)
         raise InputError(f"{path} is not a search database ({error.orig}); delete it to search again") from None
     try:
         yield study
