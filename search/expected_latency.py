@@ -22,10 +22,10 @@ SMALLEST_SHARE = 1e-9
 
 
 def survival_shares(space: SearchSpace) -> tuple[float, ...]:
-    """For each decision the share of the sets of decisions its gene may set that hold it: with what chance it counts.
+    """For each decision its share of what its gene may set together: with what chance it is in an architecture.
 
     1 in a chain. In cells an edge of a node with n incoming edges is in C(n-1, 1) of C(n, 2) pairs: 2 / n, however many
-    candidates the edges have.
+    candidates each edge has.
     """
     shares = [0.0] * len(space.decisions)
     for gene in space.genes:

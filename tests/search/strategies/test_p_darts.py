@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bnas.profiles.schema import load_profile
 from bnas.profiles.table import LatencyTable
+from bnas.search.expected_latency import survival_shares
 from bnas.search.latency import LatencyModel, latency_model
 from bnas.search.relaxations import Alphas
 from bnas.search.spaces import SPACES, SearchSpace, make_space
@@ -121,6 +122,14 @@ def test_a_chain_keeps_its_depth(name: str) -> None:
 def course_of(task: SearchTask, stage: Stage) -> StageCourse:
     names = survivors(task.space, scores_of(task.space), stage.candidates)
     return StageCourse(task, METHOD, stage, names, Stopwatch())
+
+
+def test_an_edge_that_lost_zeroise_is_not_more_likely_for_that() -> None:
+    """Only some edges keep `none`, so they differ in how many operations they can give to an architecture."""
+    names = survivors(CELLS, scores_of(CELLS), LATE.candidates)
+    assert len({"none" in kept for kept in names}) == 2
+    found = survival_shares(restricted_latency(model("cells"), names).space)
+    assert found == tuple(2 / int(decision.id[-1]) for decision in CELLS.decisions)
 
 
 def test_latency_is_of_the_depth_that_is_deployed(task_of: Callable[..., SearchTask]) -> None:
