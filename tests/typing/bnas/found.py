@@ -1,0 +1,1 @@
+../../../bnas/found.py
