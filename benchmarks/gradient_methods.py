@@ -103,13 +103,15 @@ def with_rate(method: Any, rate: float) -> Any:
 
 
 def jobs(setting: Setting) -> list[Job]:
-    """All rows, seed by seed."""
+    """All rows: seed by seed the methods, then the ablation."""
     names = [*BASELINES, *(name for name in methods() if name not in BASELINES)]
     return [
         {"space": space, "method": name, "seed": seed}
+        for changed in (False, True)
         for seed in range(setting.scale.seeds)
         for space in setting.scale.spaces
         for name in names
+        if (", " in name) == changed
     ]
 
 
