@@ -30,7 +30,7 @@ from ..spaces import SearchSpace
 from ..supernet import Supernet
 from ..training.recipes import Recipe
 from ..training.trainer import Progress, learning_rate, make_optimizer
-from .task import SearchResult, SearchTask, Stopwatch, digest
+from .task import SearchResult, SearchTask, Stopwatch, digest, relaxed_budget
 
 SAVE_EVERY_S = 30.0
 PROBABILITY = "sum of probabilities"
@@ -323,12 +323,6 @@ def follow(course: "Course", stage: str) -> Record:
         stage=stage,
         progress=course.task.progress,
     )
-
-
-def relaxed_budget(task: SearchTask) -> SearchTask:
-    """The task with the budget's recipe for supernets in which all candidates run at once."""
-    recipe = task.budget.relaxed or task.budget.supernet
-    return replace(task, budget=replace(task.budget, supernet=recipe))
 
 
 def make_learner(task: SearchTask, method: Method) -> Learner:

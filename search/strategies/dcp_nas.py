@@ -37,10 +37,9 @@ from .bilevel import (
     derive,
     halves,
     make_learner,
-    relaxed_budget,
     repeat,
 )
-from .task import SearchResult, SearchTask, Stopwatch, digest
+from .task import SearchResult, SearchTask, Stopwatch, digest, relaxed_budget
 
 SOURCE = "DCP-NAS: Discrepant Child-Parent Neural Architecture Search for 1-bit CNNs (Li et al., IJCV 2023)"
 TANGENTS = ("batch", "phase")

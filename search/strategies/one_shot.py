@@ -13,7 +13,7 @@ from ..spaces.space import NONE
 from ..supernet import Gate
 from .selecting import by_sampling
 from .single_path import Method, Passes, search
-from .task import SearchResult, SearchTask
+from .task import SearchResult, SearchTask, relaxed_budget
 
 SOURCE = "Understanding and Simplifying One-Shot Architecture Search (Bender et al., ICML 2018)"
 DROPOUT = 0.1  # r; with 6 candidates each is dropped with probability 0.68 in the end
@@ -37,4 +37,4 @@ METHOD = Method(passes=path_dropout, select=by_sampling)
 
 
 def run(task: SearchTask) -> SearchResult:
-    return search(task, METHOD)
+    return search(relaxed_budget(task), METHOD)

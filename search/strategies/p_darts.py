@@ -30,9 +30,9 @@ from ..spaces.space import Gene
 from ..spaces.wiring import Choice, Step
 from ..supernet import Supernet
 from . import bilevel
-from .bilevel import AlphaRecipe, Course, Record, derive, follow, make_learner, relaxed_budget
+from .bilevel import AlphaRecipe, Course, Record, derive, follow, make_learner
 from .darts_plus import SKIPS
-from .task import SearchResult, SearchTask, Stopwatch, digest
+from .task import SearchResult, SearchTask, Stopwatch, digest, relaxed_budget
 
 SOURCE = "Progressive Differentiable Architecture Search: Bridging the Depth Gap (Chen et al., ICCV 2019)"
 Names = tuple[tuple[str, ...], ...]  # for each decision the candidates that take part

@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -41,6 +41,12 @@ class SearchTask:
     @property
     def space(self) -> SearchSpace:
         return self.latency.space
+
+
+def relaxed_budget(task: SearchTask) -> SearchTask:
+    """The task with the budget's recipe for supernets in which all candidates run at once."""
+    recipe = task.budget.relaxed or task.budget.supernet
+    return replace(task, budget=replace(task.budget, supernet=recipe))
 
 
 @dataclass(frozen=True)

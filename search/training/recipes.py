@@ -60,7 +60,7 @@ BUDGETS = {
 # epochs of FairNAS and DI-NAS are of steps with all their passes. One-Shot does not say how long it trains: as SPOS.
 _CELLS = Recipe(600, 96)  # of the network found, in DARTS and its successors
 PAPER: dict[str, dict[str, Any]] = {
-    "one-shot": {"evaluations": 20_000},
+    "one-shot": {"evaluations": 20_000, "relaxed": None},
     "spos": {"supernet": Recipe(120, 1024), "training": Recipe(240, 1024)},
     "fairnas": {"supernet": Recipe(150, 256), "evaluations": 12_800, "population": 64, "equal_cost": False},
     "bn-nas": {"supernet": Recipe(10, 512), "training": Recipe(240, 1024)},
