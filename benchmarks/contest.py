@@ -288,10 +288,11 @@ def about(document: Row) -> str:
     """What a table's reader must know of data, scale and machine."""
     scale, at = document["scale"], document["machine"]
     budget = scale["budget"]
+    epochs = budget["training"]["epochs"]
     return (
         f"Data: {document['data']['name']}, scaled to {scale['image_size']} x {scale['image_size']} pixels. Searches "
         f"learn from {scale['images']:,} images and validate on {scale['validation']:,}; networks found are trained "
-        f"alone on {scale['training_images']:,} ({budget['training']['epochs']} epochs, batch "
+        f"alone on {scale['training_images']:,} ({epochs} epoch{'s' * (epochs > 1)}, batch "
         f"{budget['training']['batch_size']}) and tested on {scale['test']:,}. Limit: the median latency of random "
         f"architectures under the profile {document['profile']}. Machine: {at['processor']}, {at['cores']} cores, "
         f"{document['device']}, one thread a process, torch {document['torch']}."

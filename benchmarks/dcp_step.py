@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from bnas.profiles import atomic
 from bnas.profiles.schema import load_profile
 from bnas.profiles.table import LatencyTable
 from bnas.runtime_bench import machine
@@ -185,7 +186,7 @@ def main() -> None:
         result["gpu"] = torch.cuda.get_device_name()
     show(result)
     if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        atomic.write_text(options.json, json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
