@@ -28,6 +28,6 @@ def test_what_breaks_a_rule_is_named(change: dict, said: str | None) -> None:
 def test_a_row_is_what_the_command_prints() -> None:
     row = smoke.run("random", "tiny", 1)
     assert row["predicted_ms"] <= row["limit_ms"] and row["initial_hash"] != row["state_hash"]
-    assert 0 < row["processor_s"] and row["steps"] > 0 and row["test_accuracy"] > 0.5
+    assert row["processor_s"] > 0 and row["steps"] > 0 and row["test_accuracy"] > 0.5
     document = {"machine": {"processor": "x", "cores": 1}, "rows": [row]}
     assert "| random | " in smoke.markdown(document) and "No row breaks a rule." in smoke.markdown(document)
