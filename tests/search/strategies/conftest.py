@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from bnas.profiles.schema import load_profile
 from bnas.profiles.table import LatencyTable
@@ -13,7 +14,7 @@ from bnas.search.augment import default_augmentation, on_device
 from bnas.search.data import load_images
 from bnas.search.data.image_set import ImageSet
 from bnas.search.latency import LatencyModel, latency_model, median_ms
-from bnas.search.spaces import make_space
+from bnas.search.spaces import SearchSpace, make_space
 from bnas.search.strategies.task import SearchTask
 from bnas.search.training.recipes import Budget, Recipe
 
@@ -62,3 +63,19 @@ def task_of(tmp_path: Path) -> Callable[..., SearchTask]:
         )
 
     return make
+
+
+class Flat(nn.Module):
+    """In place of a supernet, so that cells take no time: logits in which every gate has a part."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor, gates: list[Tensor]) -> Tensor:
+        return self.linear(x.flatten(1)) * torch.cat(gates).square().sum()
+
+
+@pytest.fixture
+def flat() -> type:
+    return Flat

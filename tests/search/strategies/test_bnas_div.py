@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 from bnas.search.relaxations import Alphas
 from bnas.search.spaces import SearchSpace, make_space
@@ -118,17 +117,6 @@ def test_a_chain_has_no_zeroise() -> None:
     assert all(np.array_equal(a, b) for a, b in zip(Zeroise()(space, kept), kept, strict=True))
 
 
-class Flat(nn.Module):
-    """In place of a supernet: logits in which every gate has a part."""
-
-    def __init__(self, space: SearchSpace) -> None:
-        super().__init__()
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, x: Tensor, gates: list[Tensor]) -> Tensor:
-        return self.linear(x.flatten(1)) * torch.cat(gates).square().sum()
-
-
 class Emptied(Alphas):
     """On an edge into each node 3 `none` has a little more than the best operation, and that more than any other."""
 
@@ -140,8 +128,8 @@ class Emptied(Alphas):
                 self.values[d][4] = 4.9
 
 
-def test_what_is_derived_and_what_it_came_from_know_zeroise(task_of: Callable[..., SearchTask]) -> None:
-    method = replace(METHOD, alphas=Emptied, supernet=Flat)
+def test_what_is_derived_and_what_it_came_from_know_zeroise(task_of: Callable[..., SearchTask], flat: type) -> None:
+    method = replace(METHOD, alphas=Emptied, supernet=flat)
     task = replace(task_of("cells", images=32), limit_ms=1e9)
     found = bnas_div.run(task, method)
     plain = bnas_div.run(

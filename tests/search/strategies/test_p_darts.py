@@ -8,7 +8,7 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bnas.profiles.schema import load_profile
 from bnas.profiles.table import LatencyTable
@@ -246,28 +246,17 @@ def test_a_chain_may_skip_as_it_likes() -> None:
 # The whole
 
 
-class Flat(nn.Module):
-    """In place of a supernet, so that cells take no time: logits in which every gate has a part."""
-
-    def __init__(self, space: SearchSpace) -> None:
-        super().__init__()
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, x: Tensor, gates: list[Tensor]) -> Tensor:
-        return self.linear(x.flatten(1)) * torch.cat(gates).square().sum()
-
-
 def test_cells_keep_five_then_three_then_one_and_two_skips(
-    task_of: Callable[..., SearchTask], monkeypatch: pytest.MonkeyPatch
+    task_of: Callable[..., SearchTask], monkeypatch: pytest.MonkeyPatch, flat: type
 ) -> None:
     seen: list[tuple[tuple[str, ...], ...]] = []
     starts: list[list[float]] = []
 
-    def flat(self: StageCourse, space: SearchSpace, names: tuple[tuple[str, ...], ...]) -> nn.Module:
+    def supernet(self: StageCourse, space: SearchSpace, names: tuple[tuple[str, ...], ...]) -> nn.Module:
         seen.append(names)
-        return Flat(space)
+        return flat(space)
 
-    monkeypatch.setattr(StageCourse, "_supernet", flat)
+    monkeypatch.setattr(StageCourse, "_supernet", supernet)
     follow = p_darts.follow
 
     def watched(course: StageCourse, stage: str) -> bilevel.Record:
