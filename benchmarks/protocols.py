@@ -13,7 +13,7 @@ from typing import Any
 
 from rivals import native_module
 
-from bnas.runtime_bench.measure import MIN_ROUNDS, Measurement, Run, run_interleaved
+from bnas.runtime_bench.measure import MIN_ROUNDS, Measurement, Run, run_interleaved, timer
 
 BOUND_SECONDS = 0.02
 MIN_PASSES = 30
@@ -57,8 +57,9 @@ def blocks(
 ) -> dict[str, Measurement]:
     """At least `rounds` rounds, and until `seconds` have passed."""
     bounds.sample()
+    timers = {name: timer(run) for name, run in runs.items()}
     return run_interleaved(
-        runs, max_seconds=max(seconds, 1e-3), min_rounds=rounds, on_round=lambda passed: bounds.sample()
+        timers, max_seconds=max(seconds, 1e-3), min_rounds=rounds, on_round=lambda passed: bounds.sample()
     )
 
 

@@ -14,6 +14,10 @@ from .lce_engine import LceEngine
 from .ort_engine import FUNCTION_FLOAT, OrtEngine
 
 
+# Engines that stand in for a fast one: float function bodies, LCE's portable kernels, and ours that are the specification.
+FALLBACKS = frozenset({FUNCTION_FLOAT, "lce-portable", native_library.REFERENCE})
+
+
 class Engine(Protocol):
     """A loaded network file. Arrays are in the file's own layout, the batch axis first."""
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 Run = Callable[[], object]
+Timer = Callable[[int, int], list[int]]  # (untimed, timed) runs -> ns of the timed ones; wherever they run
 
 UNTIMED, TIMED = 2, 5  # runs per engine and round of an interleaved measurement
 MIN_ROUNDS = 12
@@ -71,8 +72,26 @@ def median_deviation(samples: Sequence[float]) -> float:
     return float((high - low) / 2 / np.median(ordered))
 
 
+def timer(run: Run) -> Timer:
+    """A timer of `run` in this process; no garbage is collected meanwhile."""
+
+    def timed(untimed: int, count: int) -> list[int]:
+        clock = time.perf_counter_ns
+        samples = []
+        with _no_garbage_collection():
+            for _ in range(untimed):
+                run()
+            for _ in range(count):
+                start = clock()
+                run()
+                samples.append(clock() - start)
+        return samples
+
+    return timed
+
+
 def measure(
-    run: Run,
+    timed: Timer,
     *,
     min_samples: int = 30,
     max_seconds: float = 2.0,
@@ -81,77 +100,60 @@ def measure(
     threads: int = 1,
     device: str = "",
 ) -> Measurement:
-    """Time `run` until the standard error of the median is below `rel_dev` of it, or `max_seconds` have passed.
+    """Time runs until the standard error of the median is below `rel_dev` of it, or `max_seconds` have passed.
 
-    `min_samples` are always taken, however slow `run` is.
+    `min_samples` are always taken, however slow a run is.
     """
-    warm_up(run, max_seconds=max_seconds / 4)
+    warm_up(timed, max_seconds=max_seconds / 4)
     samples: list[int] = []
-    with _no_garbage_collection():
-        deadline = time.perf_counter_ns() + int(max_seconds * 1e9)
-        while True:
-            samples += _timed(run, len(samples) // 4 or min_samples)
-            if median_deviation(samples) < rel_dev or time.perf_counter_ns() >= deadline:
-                return Measurement(tuple(samples), engine, threads, device)
+    deadline = time.perf_counter_ns() + int(max_seconds * 1e9)
+    while True:
+        samples += timed(0, len(samples) // 4 or min_samples)
+        if median_deviation(samples) < rel_dev or time.perf_counter_ns() >= deadline:
+            return Measurement(tuple(samples), engine, threads, device)
 
 
 def run_interleaved(
-    runs: Mapping[str, Run],
+    timers: Mapping[str, Timer],
     *,
     max_seconds: float = 5.0,
     min_rounds: int = 1,
     enough: Callable[[Mapping[str, Sequence[int]]], bool] | None = None,
-    engines: Mapping[str, str] | None = None,
-    threads: int = 1,
-    device: str = "",
     on_round: Callable[[float], None] | None = None,
 ) -> dict[str, Measurement]:
-    """Time several callables in turns, so that drift and disturbances of the machine hit all of them alike.
+    """Time several things in turns, so that drift and disturbances of the machine hit all of them alike.
 
     A round gives each of them 2 untimed and 5 timed runs, in alternating order. Rounds go on until `max_seconds`
     (warm-up included), for at most 1000 rounds, or until `enough`, asked every 12 rounds, is content with the samples
-    in ns. `min_rounds` are made in any case. `on_round` gets the seconds passed, `engines` names what ran.
+    in ns. `min_rounds` are made in any case. `on_round` gets the seconds passed.
     """
-    samples: dict[str, list[int]] = {name: [] for name in runs}
-    order = list(runs)
+    samples: dict[str, list[int]] = {name: [] for name in timers}
+    order = list(timers)
     started = time.perf_counter()
-    for run in runs.values():
-        warm_up(run, max_seconds=max_seconds / 4 / len(runs))
-    with _no_garbage_collection():
-        for number in range(1, MAX_ROUNDS + 1):
-            for name in order[:: 1 if number % 2 else -1]:
-                _timed(runs[name], UNTIMED)
-                samples[name] += _timed(runs[name], TIMED)
-            seconds = time.perf_counter() - started
-            if on_round:
-                on_round(seconds)
-            if number < min_rounds:
-                continue
-            if seconds >= max_seconds or (enough and number % MIN_ROUNDS == 0 and enough(samples)):
-                break
-    engines = engines or {}
-    return {name: Measurement(tuple(taken), engines.get(name, ""), threads, device) for name, taken in samples.items()}
+    for timed in timers.values():
+        warm_up(timed, max_seconds=max_seconds / 4 / len(timers))
+    for number in range(1, MAX_ROUNDS + 1):
+        for name in order[:: 1 if number % 2 else -1]:
+            samples[name] += timers[name](UNTIMED, TIMED)
+        seconds = time.perf_counter() - started
+        if on_round:
+            on_round(seconds)
+        if number < min_rounds:
+            continue
+        if seconds >= max_seconds or (enough and number % MIN_ROUNDS == 0 and enough(samples)):
+            break
+    return {name: Measurement(tuple(taken)) for name, taken in samples.items()}
 
 
-def warm_up(run: Run, *, max_seconds: float, block: int = 3, tolerance: float = 0.05) -> None:
+def warm_up(timed: Timer, *, max_seconds: float, block: int = 3, tolerance: float = 0.05) -> None:
     """Run until the medians of two blocks in a row agree within `tolerance`; at least 2 runs, at most `max_seconds`."""
     deadline = time.perf_counter_ns() + int(max_seconds * 1e9)
-    previous = float(np.median(_timed(run, 2)))
+    previous = float(np.median(timed(0, 2)))
     while time.perf_counter_ns() < deadline:
-        now = float(np.median(_timed(run, block)))
+        now = float(np.median(timed(0, block)))
         if abs(now - previous) <= tolerance * previous:
             return
         previous = now
-
-
-def _timed(run: Run, count: int) -> list[int]:
-    clock = time.perf_counter_ns
-    samples = []
-    for _ in range(count):
-        start = clock()
-        run()
-        samples.append(clock() - start)
-    return samples
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bnas.runtime_bench import measure as module
-from bnas.runtime_bench.measure import Measurement, Run, measure, median_deviation, run_interleaved, warm_up
+from bnas.runtime_bench.measure import Measurement, Timer, measure, median_deviation, run_interleaved, timer, warm_up
 
 
 class Clock:
@@ -22,7 +22,7 @@ class Clock:
     def perf_counter(self) -> float:
         return self.now_ns / 1e9
 
-    def task(self, ms: Callable[[int], float], log: list[str] | None = None, name: str = "") -> Run:
+    def task(self, ms: Callable[[int], float], log: list[str] | None = None, name: str = "") -> Timer:
         calls = 0
 
         def run() -> None:
@@ -32,7 +32,7 @@ class Clock:
             if log is not None:
                 log.append(name)
 
-        return run
+        return timer(run)
 
 
 @pytest.fixture
@@ -92,15 +92,14 @@ def test_warm_up_waits_for_stable_times_within_its_cap(clock: Clock) -> None:
 
 def test_garbage_collection_is_off_while_timing_and_back_on_after() -> None:
     seen: list[bool] = []
-    measure(lambda: seen.append(gc.isenabled()), max_seconds=0.05)
-    assert not any(seen[-30:]) and gc.isenabled()
+    measure(timer(lambda: seen.append(gc.isenabled())), max_seconds=0.05)
+    assert len(seen) > 30 and not any(seen) and gc.isenabled()
 
     def broken() -> None:
-        if not gc.isenabled():
-            raise RuntimeError("stop")
+        raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError):
-        measure(broken)
+        measure(timer(broken))
     assert gc.isenabled()
 
 
@@ -111,13 +110,10 @@ def test_interleaving_takes_turns_in_blocks(clock: Clock, monkeypatch: pytest.Mo
     result = run_interleaved(
         {"a": clock.task(lambda _: 1.0, log, "a"), "b": clock.task(lambda _: 3.0, log, "b")},
         max_seconds=0.28,  # ten rounds of 7 x 1 ms + 7 x 3 ms
-        engines={"a": "function-float"},
-        threads=2,
         on_round=rounds.append,
     )
     assert "".join(log) == ("a" * 7 + "b" * 7 + "b" * 7 + "a" * 7) * 5
     assert {name: (m.count, m.p50_ms) for name, m in result.items()} == {"a": (50, 1.0), "b": (50, 3.0)}
-    assert (result["a"].engine, result["b"].engine, result["a"].threads) == ("function-float", "", 2)
     assert rounds == pytest.approx([0.028 * i for i in range(1, 11)])
 
 
