@@ -36,6 +36,7 @@ OWN = (  # run.yaml last: a kill while restarting must leave a run
     *("architecture.yaml", "architecture.svg", "profile.yaml"),
     *("train.json", "training.safetensors", "model.safetensors", "export-onnx.json", "export-tflite.json"),
     *("model.onnx", "model.tflite", "model.fp32.onnx", "model.int8.onnx", "bench.json", "report.json", "report.html"),
+    ".bench.partial.json",
     "events.out.tfevents.bnas",
     "run.yaml",
 )

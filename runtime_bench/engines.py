@@ -13,8 +13,7 @@ from . import native_library, network_file
 from .lce_engine import LceEngine
 from .ort_engine import FUNCTION_FLOAT, OrtEngine
 
-
-# Engines that stand in for a fast one: float function bodies, LCE's portable kernels, and ours that are the specification.
+# They stand in for a fast one: float function bodies, LCE's portable kernels, and ours that are the specification.
 FALLBACKS = frozenset({FUNCTION_FLOAT, "lce-portable", native_library.REFERENCE})
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,8 @@ from bnas.profiles import atomic
 from bnas.profiles.schema import Row
 from bnas.profiles.workload import FIXED, Workload
 
-from . import machine
-from .engines import onnx_engine, open_engine
-from .measure import Measurement, Run, measure, median_deviation, run_interleaved
+from .devices import Target
+from .measure import Measurement, Timer, measure, median_deviation, run_interleaved
 
 FLOOR_MS = 1e-4  # the clock resolves no less: a unit that costs no more than the empty graph is still not free
 REL_DEV = 0.005  # standard error at which a cost is known well enough, relative to it
@@ -27,6 +27,7 @@ Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
 
 def build_rows(
+    target: Target,
     units: Iterable[tuple[Workload, Model]],
     *,
     threads: int = 1,
@@ -35,7 +36,8 @@ def build_rows(
     progress: Progress | None = None,
     partial_path: Path | None = None,
 ) -> list[Row]:
-    """One measured row per workload, in the order given; `units` must hold the model of FIXED, an empty graph.
+    """One row per workload, measured on `target`, in the order given; `units` must hold the model of FIXED, an empty
+    graph.
 
     A unit costs t(unit model) - t(empty graph), the two timed in turns so that drift cancels, and at least FLOOR_MS;
     the row of FIXED is the empty graph itself. All units are measured in PASSES rounds, each in another shuffled order,
@@ -47,14 +49,16 @@ def build_rows(
     models = {workload: model for workload, model in units}
     if FIXED not in models:
         raise ValueError("build_rows needs the model of the FIXED workload, which every unit is compared with")
-    key = _key(threads)
+    key = _key(target, threads)
     done = _read_partial(partial_path, key)
-    calls = {workload: _call(model, threads, seed) for workload, model in models.items()}
     seconds = seconds_per_row / PASSES
     for number, (turn, workload) in enumerate(_turns(list(models), seed), start=1):
         taken = done.setdefault(workload.key, [])
         if len(taken) <= turn:
-            taken.append(_measured_row(workload, calls[workload], calls[FIXED], seconds))
+            with closing(target.open(models[workload], threads)) as unit, closing(
+                target.open(models[FIXED], threads)
+            ) as empty:
+                taken.append(_measured_row(workload, unit.timed, empty.timed, seconds))
             if partial_path:
                 _write_partial(partial_path, key, done)
         if progress:
@@ -63,28 +67,30 @@ def build_rows(
 
 
 def measure_networks(
+    target: Target,
     models: Sequence[Model],
     *,
     threads: int = 1,
     seconds: float = 1.0,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> list[float]:
-    """Median ms of every whole network, in the order given, on average `seconds` each.
+    """Median ms of every whole network on `target`, in the order given, on average `seconds` each.
 
     They are timed in turns, as files are when they are compared (`compare.bench_files`): a network alone would keep the
     caches warm for itself and come out some percent faster than it will be measured later.
     """
-    calls = {str(index): _call(model, threads, seed) for index, model in enumerate(models)}
     limit = seconds * len(models)
 
     def report(passed: float) -> None:
         if progress:
             progress("calibrate", min(round(10 * passed), round(10 * limit)), round(10 * limit))
 
-    times = run_interleaved(calls, max_seconds=limit, min_rounds=6, on_round=report)
+    with ExitStack() as opened:
+        sessions = [opened.enter_context(closing(target.open(model, threads))) for model in models]
+        timers = {str(index): session.timed for index, session in enumerate(sessions)}
+        times = run_interleaved(timers, max_seconds=limit, min_rounds=6, on_round=report)
     report(limit)
-    return [times[name].median_ms for name in calls]
+    return [times[name].median_ms for name in timers]
 
 
 def _turns(items: Sequence[Workload], seed: int) -> Iterator[tuple[int, Workload]]:
@@ -95,7 +101,7 @@ def _turns(items: Sequence[Workload], seed: int) -> Iterator[tuple[int, Workload
             yield turn, items[index]
 
 
-def _measured_row(workload: Workload, unit: Run, empty: Run, seconds: float) -> Row:
+def _measured_row(workload: Workload, unit: Timer, empty: Timer, seconds: float) -> Row:
     if workload == FIXED:
         return _row(workload, measure(empty, min_samples=10, max_seconds=seconds, rel_dev=REL_DEV), offset_ms=0.0)
     times = run_interleaved({"empty": empty, "unit": unit}, max_seconds=seconds, min_rounds=2, enough=_cost_is_known)
@@ -106,10 +112,6 @@ def _middle(rows: list[Row]) -> Row:
     """The row with the middle cost, credited with the samples of all."""
     middle = sorted(rows, key=lambda row: row.p50_ms)[len(rows) // 2]
     return middle.model_copy(update={"count": sum(row.count for row in rows)})
-
-
-def _call(model: Model, threads: int, seed: int) -> Run:
-    return open_engine(model, threads).call(np.random.default_rng(seed))
 
 
 def _cost_is_known(samples: Mapping[str, Sequence[int]]) -> bool:
@@ -124,12 +126,12 @@ def _row(workload: Workload, taken: Measurement, *, offset_ms: float) -> Row:
     return Row(workload=workload.key, p10_ms=p10, p50_ms=p50, p90_ms=p90, count=taken.count)
 
 
-def _key(threads: int) -> dict[str, Any]:
+def _key(target: Target, threads: int) -> dict[str, Any]:
     """What must be the same for rows of an interrupted build to be worth keeping."""
     return {
-        "engine": onnx_engine().model_dump(),
+        "engine": target.engine().model_dump(),
         "threads": threads,
-        "fingerprint": machine.fingerprint(),
+        "fingerprint": target.fingerprint(),
         "bnas": metadata.version("bnas"),
     }
 

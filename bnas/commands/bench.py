@@ -1,4 +1,4 @@
-"""`bnas bench`: time an exported network on this machine against its fp32 and int8 twins."""
+"""`bnas bench`: time exported networks on a device, against their twins or against each other."""
 
 from __future__ import annotations
 
@@ -15,97 +15,224 @@ from . import settings
 
 if TYPE_CHECKING:
     from bnas.profiles.schema import EngineInfo, Profile
+    from bnas.runtime_bench.devices import Target
 
 TWINS = ("fp32", "int8")
+SUFFIXES = (".onnx", ".tflite")
+ACCURACY_BATCH = 256  # images pushed to a device at a time
 
 
 def bench(
-    target: str | None = typer.Argument(
+    targets: list[str] = typer.Argument(
         None, help="A run, or a .onnx or .tflite file (default: the newest run).", show_default=False
     ),
-    device: str = typer.Option("local", "--device", help="Where to measure; this version: local."),
-    threads: int | None = typer.Option(None, "--threads", help="Threads (default: 1, then all cores)."),
+    device: str = settings.DEVICE,
+    threads: int | None = typer.Option(None, "--threads", help="Threads (default: 1, and all cores)."),
     seconds: float = typer.Option(4.0, "--seconds", help="Measuring time per thread count."),
+    compare: bool = typer.Option(False, "--compare", help="Any files, also of others: each against the first."),
+    accuracy: bool = typer.Option(False, "--accuracy", help="Run the test images on the device, too."),
+    units: bool = typer.Option(False, "--units", help="Also what every node of the file takes."),
+    cpus: str | None = settings.CPUS,
+    keep: bool = settings.KEEP,
+    tflite_benchmark: Path | None = typer.Option(
+        None, "--tflite-benchmark", help="TFLite's benchmark_model for a device without Python."
+    ),
+    lce_benchmark: Path | None = typer.Option(
+        None, "--lce-benchmark", help="Larq's lce_benchmark_model for a device without Python."
+    ),
+    out: Path | None = typer.Option(None, "--out", help="JSON file to write (default: bench.json of a run)."),
     as_json: bool = settings.JSON,
 ) -> None:
     """Time the exported files side by side with their fp32 and int8 twins, and compare with the prediction.
 
-    Example: bnas bench, or for any file: bnas bench model.onnx --threads 1
+    Example: bnas bench --device ssh://pi@kitchen, or for any files: bnas bench --compare a.onnx b.onnx
     """
     with result(as_json) as emit, progress() as report:
-        document = do_bench(target, device=device, threads=threads, seconds=seconds, report=report)
+        document = do_bench(
+            targets or [], device=device, threads=threads, seconds=seconds, compare=compare, accuracy=accuracy,
+            units=units, cpus=cpus, keep=keep, benchmarks=(tflite_benchmark, lce_benchmark), out=out, report=report,
+        )  # fmt: skip
         emit(document, lambda: _show(document))
 
 
 def do_bench(
-    target: str | None, *, report: Progress, device: str = "local", threads: int | None = None, seconds: float = 4.0
+    targets: list[str],
+    *,
+    report: Progress,
+    device: str = "local",
+    threads: int | None = None,
+    seconds: float = 4.0,
+    compare: bool = False,
+    accuracy: bool = False,
+    units: bool = False,
+    cpus: str | None = None,
+    keep: bool = False,
+    benchmarks: tuple[Path | None, Path | None] = (None, None),
+    out: Path | None = None,
 ) -> dict:
-    """Measure; the document of bench.json. For a run it is written there, raw samples included."""
-    if device != "local":
-        raise InputError(f"--device {device!r} is not supported yet; this version measures on: local")
-    settings.check_measuring(threads, seconds)
-    from bnas.profiles.schema import load_profile
-    from bnas.runtime_bench import machine
-    from bnas.runtime_bench.compare import bench_files
+    """Measure; the document of bench.json. For a run it is written there, raw samples included.
 
-    run = profile = None
-    main = Path(target or "")
-    if main.is_file() or main.suffix.lower() in (".onnx", ".tflite"):
-        files = {main.suffix[1:].lower() or main.name: main, **_twins(main)}
+    A bench of a run, or one with `out`, keeps what it has measured; the same command goes on with it.
+    """
+    settings.check_seconds(seconds)
+    if compare and len(targets) < 2:
+        raise InputError(f"--compare needs at least two files, got {len(targets)}")
+    if not compare and len(targets) > 1:
+        raise InputError(f"{len(targets)} targets are named; add --compare to bench them against each other")
+    run = None
+    if compare or (targets and _is_file(targets[0])):
+        files = _labelled([Path(target) for target in targets]) if compare else _with_twins(Path(targets[0]))
     else:
-        run = runs.find(target)
-        exported = [
-            run.path(f"model{suffix}") for suffix in (".onnx", ".tflite") if run.path(f"model{suffix}").is_file()
-        ]
-        if not exported:
-            raise InputError(f"nothing is exported in {run.folder} yet; do: bnas export {run.folder} --format tflite")
-        files = {path.suffix[1:]: path for path in exported} | _twins(exported[0])
-        profile = load_profile(run.path("profile.yaml"))
-    counts = [threads] if threads else sorted({1, machine.usable_cores()})
-    document = bench_files(files, counts, seconds, report)
-    if run is not None and profile is not None:
-        document = {"run": str(run.folder), **document, "predicted": _predicted(run, profile, document)}
-        run.write("bench.json", document)
+        run = runs.find(targets[0] if targets else None)
+        files = _exported(run)
+    if accuracy and run is None:
+        raise InputError("--accuracy needs a run, whose test images and PyTorch network it compares with")
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {out.parent}; make it first")
+    place = run.path("bench.json") if run and out is None else out
+    partial = place.with_name(f".{place.stem}.partial.json") if place else None
+
+    from bnas.runtime_bench.compare import bench_files
+    from bnas.runtime_bench.devices import ConnectionLost, open_device
+
+    try:
+        with open_device(
+            device, keep=keep, cpus=cpus, tflite_benchmark=benchmarks[0], lce_benchmark=benchmarks[1]
+        ) as target:
+            counts = settings.thread_counts(threads, target.usable_cores())
+            document = bench_files(target, files, counts, seconds, report, each=compare, partial=partial)
+            if units:
+                document["units"] = {
+                    label: target.unit_profile(path, counts[0], 20)
+                    for label, path in files.items()
+                    if path.suffix == ".onnx"
+                }
+            if run is not None:
+                document = {"run": str(run.folder), **document, "predicted": _predicted(run, document, target)}
+            if run is not None and accuracy:
+                document["accuracy"] = _accuracy(run, files, target, counts[-1], report)
+    except ConnectionLost as error:
+        kept = f"; what was measured is kept in {partial}, and the same command goes on with it" if partial else ""
+        raise ConnectionLost(f"{error}{kept}") from None
+    if place:
+        import json
+
+        from bnas.profiles import atomic
+
+        atomic.write_text(place, json.dumps(document, indent=2) + "\n")
+    if partial:
+        partial.unlink(missing_ok=True)
     return document
 
 
-def _twins(path: Path) -> dict[str, Path]:
-    """The twins that lie beside `path`, by label."""
+def _is_file(target: str) -> bool:
+    return Path(target).is_file() or Path(target).suffix.lower() in SUFFIXES
+
+
+def _labelled(paths: list[Path]) -> dict[str, Path]:
+    """Names to tell the files by: their own, the whole path where two are called the same, a number for the same file."""
+    names = [path.name for path in paths]
+    labels: dict[str, Path] = {}
+    for path in paths:
+        label = path.name if names.count(path.name) == 1 else str(path)
+        number = sum(other == path for other in labels.values())
+        labels[f"{label} ({number + 1})" if number else label] = path
+    return labels
+
+
+def _with_twins(path: Path) -> dict[str, Path]:
+    """The file, and its twins that lie beside it."""
     candidates = {f"{kind} twin": path.with_suffix(f".{kind}.onnx") for kind in TWINS}
-    return {label: twin for label, twin in candidates.items() if twin.is_file()}
+    twins = {label: twin for label, twin in candidates.items() if twin.is_file()}
+    return {path.suffix[1:].lower() or path.name: path, **twins}
 
 
-def _predicted(run: runs.Run, profile: Profile, document: dict) -> dict:
-    """The run's prediction and, where it is about this machine and engine, how far the measured median is from it."""
-    from bnas.runtime_bench import machine
+def _exported(run: runs.Run) -> dict[str, Path]:
+    found = [path for suffix in SUFFIXES if (path := run.path(f"model{suffix}")).is_file()]
+    if not found:
+        raise InputError(f"nothing is exported in {run.folder} yet; do: bnas export {run.folder} --format tflite")
+    return {path.suffix[1:]: path for path in found} | _with_twins(found[0])
 
+
+def _predicted(run: runs.Run, document: dict, target: Target) -> dict:
+    """The run's prediction and, where it is about this device and engine, how far the measured median is from it."""
+    from bnas.profiles.schema import load_profile
+
+    profile = load_profile(run.path("profile.yaml"))
     found = run.read("search.json") or {}
     predicted = {
         "profile": profile.name,
         "ms": found["predicted_ms"],
         "text": found["prediction"],
         "error": profile.error,
+        "comparable": False,
     }
+    if target.emulated:
+        return predicted | {"reason": "measured under an emulator"}
+    if profile.device.fingerprint != target.fingerprint():
+        where = "this machine" if target.local else target.url
+        return predicted | {"reason": f"predicted for {profile.device.name}, measured on {where}"}
     row = next((r for r in document["results"] if r["label"] == "onnx" and r["threads"] == profile.threads), None)
-    if profile.device.fingerprint != machine.fingerprint():
+    if row is None or engine_of(row) != profile.engine:
         return predicted | {
-            "comparable": False,
-            "reason": f"predicted for {profile.device.name}, measured on this machine",
+            "reason": f"predicted for {profile.engine.text} with {settings.threads_text(profile.threads)}, which was not measured; "
+            f"rebuild the profile: bnas profiles build --device {target.url}",
         }
-    if row is None or _engine(row) != profile.engine:
-        return predicted | {
-            "comparable": False,
-            "reason": f"predicted for {profile.engine.text} with {profile.threads} threads, which was not measured; "
-            "rebuild the profile: bnas profiles build --device local",
-        }
-    measured = row["p50_ms"]
-    return predicted | {"comparable": True, "measured_ms": measured, "deviation": measured / found["predicted_ms"] - 1}
+    deviation = row["p50_ms"] / found["predicted_ms"] - 1
+    return predicted | {
+        "comparable": True,
+        "measured_ms": row["p50_ms"],
+        "deviation": deviation,
+        "inside_band": abs(deviation) <= profile.error,
+    }
 
 
-def _engine(row: dict) -> EngineInfo:
+def engine_of(row: dict) -> EngineInfo:
+    """What ran a row of "results", as a profile names it."""
     from bnas.profiles.schema import EngineInfo
 
     return EngineInfo(name=row["engine"], runtime=row["runtime"], version=row["version"], operators=row["operators"])
+
+
+def _accuracy(run: runs.Run, files: dict[str, Path], target: Target, threads: int, report: Progress) -> dict:
+    """The test images through the exported files on the device, and through PyTorch here."""
+    import numpy as np
+    import torch
+
+    from bnas.search.training.from_scratch import load_network
+
+    network, _ = load_network(run.path("model.safetensors"))
+    images = settings.load_data(run.config["data"], report)
+    pixels, labels = images.test.images, np.asarray(images.test.labels)
+    mine = [label for label in files if "twin" not in label]
+    sessions = {label: target.open(files[label], threads) for label in mine}
+    classes: dict[str, list[np.ndarray]] = {label: [] for label in (*mine, "pytorch")}
+    try:
+        for start in range(0, len(pixels), ACCURACY_BATCH):
+            x = settings.normalised(images, pixels[start : start + ACCURACY_BATCH])
+            with torch.no_grad():
+                classes["pytorch"].append(network(torch.from_numpy(x)).argmax(1).numpy())
+            for label, session in sessions.items():
+                given = x if session.input_layout == "NCHW" else np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+                classes[label].append(session.infer(given).reshape(len(x), -1).argmax(1))
+            report("accuracy", min(start + ACCURACY_BATCH, len(pixels)), len(pixels))
+    finally:
+        for session in sessions.values():
+            session.close()
+    found = {label: np.concatenate(parts) for label, parts in classes.items()}
+    return {
+        "images": len(pixels),
+        "pytorch": float((found["pytorch"] == labels).mean()),
+        "results": [
+            {
+                "label": label,
+                "engine": sessions[label].name,
+                "accuracy": float((found[label] == labels).mean()),
+                "same_class_as_pytorch": int((found[label] == found["pytorch"]).sum()),
+            }
+            for label in mine
+        ],
+    }
 
 
 def _show(document: dict) -> None:
@@ -113,24 +240,61 @@ def _show(document: dict) -> None:
 
     from bnas.profiles.table import format_ms
 
-    table = Table("file", "engine", "threads", "p50", "p90", "size", title=document["environment"]["processor"])
+    here = document["environment"]
+    title = here["processor"] if document["device"]["local"] else f"{document['device']['url']}: {here['processor']}"
+    if document["device"]["emulated"]:
+        title += " (emulated: times say nothing about a device)"
+    table = Table("file", "engine", "threads", "p50", "95 %", "p90", "first run", "memory", "size", title=title)
     for row in document["results"]:
+        high = row["p50_high_ms"]
+        memory = row["peak_bytes"] and (row["peak_bytes"] - (row["base_bytes"] or 0)) / 1e6
         table.add_row(
-            row["label"], row["engine"], str(row["threads"]), format_ms(row["p50_ms"]), format_ms(row["p90_ms"]),
+            row["label"], row["engine"], str(row["threads"]), format_ms(row["p50_ms"]),
+            f"{format_ms(row['p50_low_ms'])} to {format_ms(high)}" if high else "unknown", format_ms(row["p90_ms"]),
+            format_ms(row["first_run_ms"]), f"{memory:.1f} MB" if memory is not None else "unknown",
             f"{row['bytes']:,} B",
         )  # fmt: skip
     output.print(table)
+    for label, nodes in document.get("units", {}).items():
+        _show_units(label, nodes)
     if predicted := document.get("predicted"):
         text = f"predicted {predicted['text']} by {predicted['profile']}"
         if predicted["comparable"]:
-            text += f", measured {format_ms(predicted['measured_ms'])} ({predicted['deviation']:+.1%})"
+            place = "inside" if predicted["inside_band"] else "outside"
+            text += f", measured {format_ms(predicted['measured_ms'])} ({predicted['deviation']:+.1%}, {place} that band)"
         else:
             text += f"; not comparable: {predicted['reason']}"
         output.print(text, markup=False)
-    for line in document["speedups"]:
-        output.print(
-            f"{line['label']} is {line['ratio']:.2f} times as fast as the {line['against']} "
-            f"({line['threads']} thread{'s' * (line['threads'] > 1)})"
-        )
-    if reason := document.get("no_speedup_reason"):
+    if accuracy := document.get("accuracy"):
+        for row in accuracy["results"]:
+            output.print(
+                f"{row['label']} on the device ({row['engine']}): {row['accuracy']:.2%} of {accuracy['images']} test "
+                f"images, PyTorch {accuracy['pytorch']:.2%}; the same class for {row['same_class_as_pytorch']}"
+            )
+    for line in document["comparisons"]:
+        output.print(comparison_text(line), markup=False)
+    if (reason := document["no_speedup_reason"]) and not document["comparisons"]:
         say(f"no speed-up is claimed: {reason}")
+    for warning in document["warnings"]:
+        say(f"warning: {warning}")
+
+
+def comparison_text(line: dict) -> str:
+    """One comparison in words."""
+    threads = settings.threads_text(line["threads"])
+    band = f"{line['low']:.2f} to {line['high']:.2f}" if line["high"] else "unknown interval"
+    if not line["difference"]:
+        return f"no difference between {line['label']} and {line['against']} ({threads}; ratio {band})"
+    return f"{line['label']} is {line['ratio']:.2f} times as fast as {line['against']} ({threads}; {band})"
+
+
+def _show_units(label: str, nodes: list[dict]) -> None:
+    from rich.table import Table
+
+    from bnas.profiles.table import format_ms
+
+    total = sum(node["ms"] for node in nodes) or 1.0
+    table = Table("node", "operator", "time", "share", title=f"{label}, node by node")
+    for node in nodes:
+        table.add_row(node["name"], node["op"], format_ms(node["ms"]), f"{node['ms'] / total:.0%}")
+    output.print(table)

@@ -66,7 +66,7 @@ def do_demo(restart: bool, report: Progress) -> dict:
         with stage(f"export {format}"):
             exported[format] = do_export(run, format, require_binary=True, twins=format == "onnx", report=report)
     with stage("bench"):
-        measured = do_bench(str(FOLDER), seconds=4.0, report=report)
+        measured = do_bench([str(FOLDER)], seconds=4.0, report=report)
     one_thread = {r["label"]: r for r in measured["results"] if r["threads"] == 1}
     document = {
         "test_accuracy": trained["test_accuracy"],

@@ -10,11 +10,14 @@ import typer
 
 from bnas.profiles.errors import InputError
 
+from .. import runs
 from ..console import Progress, output, progress, result, say
 from . import settings
 
 if TYPE_CHECKING:
-    from bnas.profiles.schema import Calibration, Profile
+    from bnas.profiles.calibration import Sample
+    from bnas.profiles.schema import Profile, Row
+    from bnas.runtime_bench.devices import Target
     from bnas.search.spaces import SearchSpace
 
 UNCALIBRATED_ERROR = 0.3
@@ -53,7 +56,7 @@ def show_command(
 
 @profiles.command("build")
 def build_command(
-    device: str = typer.Option("local", "--device", help="Where to measure; this version: local."),
+    device: str = settings.DEVICE,
     space: str = typer.Option("tiny", "--space", help="Space whose units are measured."),
     data: str = settings.DATA,
     image_size: int | None = settings.IMAGE_SIZE,
@@ -63,19 +66,105 @@ def build_command(
     threads: int = typer.Option(1, "--threads", help="Threads of the runtime."),
     seconds: float = typer.Option(1.0, "--seconds", help="Most time spent on one row."),
     networks: int = typer.Option(20, "--networks", help="Random networks measured to calibrate (0: none)."),
+    cpus: str | None = settings.CPUS,
+    keep: bool = settings.KEEP,
     as_json: bool = settings.JSON,
 ) -> None:
-    """Measure every unit of a space on this machine. Interrupted? The same command continues.
+    """Measure every unit of a space on a device. Interrupted? The same command continues.
 
-    Example: bnas profiles build --device local --out kitchen.yaml
+    Example: bnas profiles build --device ssh://pi@kitchen --out kitchen.yaml
     """
     config = settings.data_config(data, image_size, image_column, label_column)
     with result(as_json) as emit, progress() as report:
         profile = do_build(
             device=device, space=space, data=config, out=out, threads=threads, seconds=seconds, networks=networks,
-            report=report,
+            cpus=cpus, keep=keep, report=report,
         )  # fmt: skip
         emit({"path": str(out), **_summary(profile)}, lambda: _show(profile))
+
+
+@profiles.command("calibrate")
+def calibrate_command(
+    names: list[Path] = typer.Argument(..., metavar="FILE", help="Profile to fit anew, a .yaml file."),
+    first: list[Path] = typer.Option(
+        ..., "--from", metavar="RUN...", help="Benched runs to fit it to, for example runs/*."
+    ),
+    out: Path | None = typer.Option(None, "--out", help="Profile to write (default: FILE itself)."),
+    as_json: bool = settings.JSON,
+) -> None:
+    """Fit a profile's whole-network estimate to what `bnas bench` measured of networks in runs.
+
+    Example: bnas profiles calibrate kitchen.yaml --from runs/*
+    """
+    files = [path for path in names if path.suffix in (".yaml", ".yml")]
+    if len(files) != 1:
+        raise InputError(f"one .yaml profile is needed to calibrate, got {len(files)}")
+    with result(as_json) as emit:
+        # A shell writes --from runs/* out: the option gets the first of them, and the others come as arguments.
+        found = [*first, *(path for path in names if path not in files)]
+        document, profile = do_calibrate(files[0], found, out or files[0])
+        emit(document, lambda: _show_calibration(document, profile))
+
+
+def do_calibrate(file: Path, folders: list[Path], out: Path) -> tuple[dict, Profile]:
+    """Fit and write; what was used of which run and why the others were not, and the new profile."""
+    from bnas.profiles.schema import load_profile, save_profile
+
+    profile = load_profile(file)
+    used: dict[str, tuple[str, Sample]] = {}
+    left: list[dict] = []
+    for folder in sorted(set(folders)):
+        try:
+            network, sample = _benched(folder, profile)
+        except InputError as error:
+            left.append({"run": str(folder), "reason": str(error)})
+        else:
+            used[str(folder)] = (network, sample)
+    networks = len({network for network, _ in used.values()})
+    if networks < 5:
+        why = f"; {left[0]['run']}: {left[0]['reason']}" if left else ""
+        raise InputError(
+            f"{networks} different networks were benched with what {file} is about, a calibration needs at least 5{why}"
+        )
+    samples = [sample for _, sample in used.values()]
+    fitted = calibrated(profile, samples, "benched networks")
+    save_profile(fitted, out)
+    rows = [{"run": run, "measured_ms": s.measured_ms, "sum_rows_ms": s.sum_rows_ms} for run, (_, s) in used.items()]
+    return {"path": str(out), "used": rows, "left_out": left, **_summary(fitted)}, fitted
+
+
+def _benched(folder: Path, profile: Profile) -> tuple[str, Sample]:
+    """The network of a run, and what was measured of it. Raises InputError where that is not what `profile` is about:
+    another device, engine or number of threads, an emulator, a throttled processor."""
+    from bnas.profiles.calibration import Sample
+    from bnas.profiles.table import LatencyTable
+    from bnas.search.spaces import space_of
+
+    from .bench import engine_of
+    from .train import found_architecture
+
+    run = runs.open_run(folder)
+    bench = run.read("bench.json")
+    if bench is None:
+        raise InputError(f"it is not benched; do: bnas bench {folder}")
+    try:
+        environment, emulated = bench["environment"], bench["device"]["emulated"]
+        throttled, fingerprint = environment["throttled"], environment["fingerprint"]
+        rows = [r for r in bench["results"] if r["label"] == "onnx" and r["threads"] == profile.threads]
+    except (LookupError, TypeError):
+        raise InputError(f"was benched by another version; do again: bnas bench {folder}") from None
+    if emulated or throttled:
+        raise InputError("an emulator ran it" if emulated else f"the processor was throttled: {'; '.join(throttled)}")
+    if fingerprint != profile.device.fingerprint:
+        raise InputError(f"was benched on another device ({bench['device']['url']}, {environment['processor']})")
+    if not rows:
+        raise InputError(f"model.onnx was not benched with {settings.threads_text(profile.threads)}")
+    if engine_of(rows[0]) != profile.engine:
+        raise InputError(f"was benched with {engine_of(rows[0]).text}, the profile is about {profile.engine.text}")
+    arch = found_architecture(run)
+    workloads = space_of(arch.space).workloads(arch)
+    table = LatencyTable(profile)
+    return arch.to_yaml(), Sample(table.sum_ms(workloads), len(workloads), rows[0]["p50_ms"])
 
 
 def do_build(
@@ -87,76 +176,99 @@ def do_build(
     threads: int = 1,
     seconds: float = 1.0,
     networks: int = 20,
+    cpus: str | None = None,
+    keep: bool = False,
     report: Progress,
 ) -> Profile:
     """Measure, calibrate and write a profile; rows already measured by an interrupted build are kept."""
-    import datetime
-
-    from bnas.profiles.schema import Device, Profile, save_profile
+    from bnas.profiles.schema import save_profile
     from bnas.profiles.workload import FIXED
-    from bnas.runtime_bench import machine, native_library
-    from bnas.runtime_bench.engines import onnx_engine
+    from bnas.runtime_bench.devices import ConnectionLost, open_device
     from bnas.runtime_bench.table_builder import build_rows
     from bnas.search.spaces import make_space
 
-    if device != "local":
-        raise InputError(f"--device {device!r} is not supported yet; this version measures on: local")
     if out.suffix not in (".yaml", ".yml"):
         raise InputError(f"--out {out} must end with .yaml")
     if not out.parent.is_dir():
         raise InputError(f"--out {out}: there is no folder {out.parent}; make it first")
-    settings.check_measuring(threads, seconds)
+    settings.check_seconds(seconds)
     if networks != 0 and networks < 5:
         raise InputError(f"--networks {networks} must be 0 (no calibration) or at least 5")
     images = settings.load_data(data, report)
     the_space = make_space(space, images.shape, len(images.classes))
     from bnas.export.units import unit_model
 
-    units = [(w, unit_model(w).SerializeToString()) for w in (FIXED, *the_space.all_workloads())]
     partial = out.with_name(f".{out.stem}.partial.json")
-    rows = build_rows(units, threads=threads, seconds_per_row=seconds, progress=report, partial_path=partial)
-    here = machine.describe()
-    profile = Profile(
-        name=out.stem,
+    try:
+        with open_device(device, cpus=cpus, keep=keep) as target:
+            settings.thread_counts(threads, target.usable_cores())
+            units = [(w, unit_model(w).SerializeToString()) for w in (FIXED, *the_space.all_workloads())]
+            rows = build_rows(
+                target, units, threads=threads, seconds_per_row=seconds, progress=report, partial_path=partial
+            )
+            profile = _profile(out.stem, target, threads, the_space.id, rows)
+            if networks:
+                samples = _measure_networks(target, the_space, profile, networks, seconds, report)
+                profile = calibrated(profile, samples, "random networks")
+    except ConnectionLost as error:
+        raise ConnectionLost(f"{error}; rows measured so far are kept in {partial}, the same command goes on") from None
+    save_profile(profile, out)
+    partial.unlink(missing_ok=True)
+    return profile
+
+
+def _profile(name: str, target: Target, threads: int, space: str, rows: list[Row]) -> Profile:
+    import datetime
+
+    from bnas.profiles.schema import Device, Profile
+
+    there = target.describe()
+    emulated = " under an emulator: good for tests, not for predictions" if target.emulated else ""
+    return Profile(
+        name=name,
         source="measured",
-        description=f"{here['processor']}, units of {the_space.id} one by one",
+        description=f"{there['processor']}, units of {space} one by one{emulated}",
         created=datetime.date.today(),
         device=Device(
-            name="local",
-            fingerprint=machine.fingerprint(),
-            binary_gmac_s=native_library.bound_gmacs(),
-            **_fields(here, Device.model_fields),
+            name=target.url,
+            fingerprint=target.fingerprint(),
+            binary_gmac_s=target.bound_gmacs(),
+            **_fields(there, Device.model_fields),
         ),
-        engine=onnx_engine(),
+        engine=target.engine(),
         threads=threads,
         precision="1-bit units, float32 elsewhere",
         error=UNCALIBRATED_ERROR,
         error_source="assumed; build with --networks 20 to measure it",
         rows=tuple(rows),
     )
-    if networks:
-        calibration = _calibrate(the_space, profile, networks, seconds, report)
-        profile = profile.model_copy(
-            update={
-                "calibration": calibration,
-                "error": calibration.kfold_error,
-                "error_source": f"mean error on held-out networks of {calibration.nets}, 5-fold",
-            }
-        )
-    save_profile(profile, out)
-    partial.unlink(missing_ok=True)
-    return profile
 
 
-def _calibrate(space: SearchSpace, measured: Profile, networks: int, seconds: float, report: Progress) -> Calibration:
-    """Fit the whole-network estimate to random networks, exported and measured."""
+def calibrated(profile: Profile, samples: list[Sample], kind: str) -> Profile:
+    """The profile with its whole-network estimate fitted to `samples`."""
+    from bnas.profiles.calibration import fit
+
+    calibration = fit(samples)
+    return profile.model_copy(
+        update={
+            "calibration": calibration,
+            "error": calibration.kfold_error,
+            "error_source": f"mean error on held-out networks of {calibration.nets} {kind}, 5-fold",
+        }
+    )
+
+
+def _measure_networks(
+    target: Target, space: SearchSpace, measured: Profile, networks: int, seconds: float, report: Progress
+) -> list[Sample]:
+    """Random networks of the space, exported and timed on the device."""
     import numpy as np
     import torch
 
     from bnas.export.capture import capture
     from bnas.export.lowering import lower
     from bnas.export.onnx_writer import to_onnx
-    from bnas.profiles.calibration import fit
+    from bnas.profiles.calibration import Sample
     from bnas.profiles.table import LatencyTable
     from bnas.runtime_bench.table_builder import measure_networks
 
@@ -173,10 +285,10 @@ def _calibrate(space: SearchSpace, measured: Profile, networks: int, seconds: fl
         graph = lower(capture(network, torch.zeros(2, *space.shape))).graph
         models.append(to_onnx(graph, {}).SerializeToString())
         report("networks", done + 1, len(archs))
-    times = measure_networks(models, threads=measured.threads, seconds=seconds, progress=report)
+    times = measure_networks(target, models, threads=measured.threads, seconds=seconds, progress=report)
     table = LatencyTable(measured)
     workloads = [space.workloads(arch) for arch in archs]
-    return fit([(table.sum_ms(w), len(w), ms) for w, ms in zip(workloads, times, strict=True)])
+    return [Sample(table.sum_ms(w), len(w), ms) for w, ms in zip(workloads, times, strict=True)]
 
 
 def _fields(description: dict, known: Iterable[str]) -> dict:
@@ -194,6 +306,13 @@ def _summary(profile: Profile) -> dict:
         "rows_count": len(profile.rows),
         "hash": profile.hash,
     }
+
+
+def _show_calibration(document: dict, profile: Profile) -> None:
+    for row in document["left_out"]:
+        say(f"left out: {row['run']}: {row['reason']}")
+    output.print(f"{document['path']}: {len(document['used'])} benches used, {len(document['left_out'])} left out")
+    output.print(f"error ±{profile.error:.1%} ({profile.error_source})")
 
 
 def _show_list(known: list[Profile]) -> None:

@@ -29,6 +29,9 @@ IMAGE_COLUMN = typer.Option(None, "--image-column", help="Parquet column of the 
 LABEL_COLUMN = typer.Option(
     None, "--label-column", help="Parquet column of labels (default: label, labels, fine_label)."
 )
+DEVICE = typer.Option("local", "--device", help="local, ssh://[user@]host[:port], adb:SERIAL or emulator.")
+CPUS = typer.Option(None, "--cpus", help="Bind to these processors, for example 0-3 or 4,5.")
+KEEP = typer.Option(False, "--keep", help="Leave the runner on the device, for next time.")
 
 _LIMIT = re.compile(r"\s*([-+]?[\d.]+(?:e[-+]?\d+)?)\s*(ms|us|µs|s)?\s*", re.IGNORECASE)
 _MS = {"ms": 1.0, "us": 1e-3, "µs": 1e-3, "s": 1e3}
@@ -46,14 +49,24 @@ def parse_limit_ms(text: str) -> float:
     return value
 
 
-def check_measuring(threads: int | None, seconds: float) -> None:
-    """Raises InputError unless this machine has the threads (None: not asked for) and the time is a time."""
-    from bnas.runtime_bench.machine import usable_cores
-
-    if threads is not None and not 1 <= threads <= usable_cores():
-        raise InputError(f"--threads {threads} must be from 1 to {usable_cores()}, the cores of this machine")
+def check_seconds(seconds: float) -> None:
+    """Raises InputError unless it is a time to measure for."""
     if not 0 < seconds < math.inf:
         raise InputError(f"--seconds {seconds} must be positive and finite")
+
+
+def thread_counts(asked: int | None, cores: int) -> list[int]:
+    """The number asked for, or 1 and all `cores` of the device. Raises InputError if it has fewer."""
+    if asked is None:
+        return sorted({1, cores})
+    if not 1 <= asked <= cores:
+        raise InputError(f"--threads {asked} must be from 1 to {cores}, the cores that may be used there")
+    return [asked]
+
+
+def threads_text(count: int) -> str:
+    """1 thread, 2 threads."""
+    return f"{count} thread{'s' * (count > 1)}"
 
 
 def outdated(profile: Profile) -> str:
@@ -121,5 +134,12 @@ def sample(images: ImageSet, count: int) -> np.ndarray:
     pixels = np.concatenate([images.validation.images[:count], images.train.images[:count]])[:count]
     moves = range(1, -(-count // len(pixels)))
     pixels = np.concatenate([pixels, *(np.roll(pixels, move, axis=3) for move in moves)])[:count]
+    return normalised(images, pixels)
+
+
+def normalised(images: ImageSet, pixels: np.ndarray) -> np.ndarray:
+    """Pixels uint8 [N, C, H, W] of these images as a network sees them, float32."""
+    import numpy as np
+
     mean, std = (np.array(v, np.float32).reshape(1, -1, 1, 1) for v in (images.mean, images.std))
     return (pixels.astype(np.float32) / np.float32(255) - mean) / std
