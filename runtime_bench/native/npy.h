@@ -8,6 +8,7 @@
 #include <iterator>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "ort_abi.h"
@@ -92,7 +93,7 @@ inline std::vector<int64_t> sizes(const std::string& tuple) {
 }
 
 // Throws std::invalid_argument for what is no such file, std::runtime_error for one that cannot be read.
-inline Array parse(const std::vector<uint8_t>& file) {
+inline Array parse(std::vector<uint8_t> file) {
   constexpr char kMagic[] = "\x93NUMPY";
   if (file.size() < 12 || std::memcmp(file.data(), kMagic, 6) != 0) throw std::invalid_argument("it is no .npy file");
   const bool wide = file[6] >= 2;  // the header's length has four bytes, not two
@@ -120,7 +121,8 @@ inline Array parse(const std::vector<uint8_t>& file) {
     throw std::invalid_argument("it holds " + std::to_string(rest) + " bytes, expected " + std::to_string(bytes) +
                                 " for " + shape_text(array.dims));
   }
-  array.data.assign(file.end() - static_cast<std::ptrdiff_t>(bytes), file.end());
+  file.erase(file.begin(), file.end() - static_cast<std::ptrdiff_t>(bytes));  // not a second copy of what may be large
+  array.data = std::move(file);
   return array;
 }
 

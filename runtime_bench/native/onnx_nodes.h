@@ -1,7 +1,9 @@
-// Which operators of a domain a .onnx file holds, without any library: a walk over protobuf's wire format.
+// Which operators of a domain a .onnx file holds, and its metadata, without any library: a walk over protobuf's wire
+// format. What a network weighs is stepped over, so of a mapped file few pages are read.
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -58,8 +60,11 @@ struct Message {
   }
 };
 
-enum Field : uint64_t {  // of ONNX's messages, as far as nodes can be reached
+enum Field : uint64_t {  // of ONNX's messages, as far as nodes and metadata can be reached
   kModelGraph = 7,
+  kModelMetadata = 14,
+  kEntryKey = 1,
+  kEntryValue = 2,
   kGraphNode = 1,
   kNodeOperator = 4,
   kNodeAttribute = 5,
@@ -90,16 +95,30 @@ inline void collect(Message graph, const std::string& domain, int depth, std::se
   }
 }
 
-// Operators of `domain` in the model's graph and the graphs within it. Throws std::invalid_argument for a damaged file.
-inline std::set<std::string> operators_of(const uint8_t* data, size_t size, const std::string& domain) {
-  Message model{data, data + size}, graph{};
-  std::set<std::string> found;
+struct Description {
+  std::set<std::string> operators;              // of one domain, in the graph and the graphs within it
+  std::map<std::string, std::string> metadata;  // of entries with the same key, the last one
+};
+
+// Throws std::invalid_argument for a damaged file.
+inline Description describe(const uint8_t* data, size_t size, const std::string& domain) {
+  Message model{data, data + size}, content{}, part{};
+  Description found;
   bool has_graph = false, has_content = false;
   uint64_t field = 0;
-  while (model.next(&field, &has_content, &graph)) {
-    if (field != kModelGraph || !has_content) continue;
-    has_graph = true;
-    collect(graph, domain, 0, &found);
+  while (model.next(&field, &has_content, &content)) {
+    if (!has_content) continue;
+    if (field == kModelGraph) {
+      has_graph = true;
+      collect(content, domain, 0, &found.operators);
+    } else if (field == kModelMetadata) {
+      std::string key, value;
+      while (content.next(&field, &has_content, &part)) {
+        if (has_content && field == kEntryKey) key.assign(part.at, part.end);
+        if (has_content && field == kEntryValue) value.assign(part.at, part.end);
+      }
+      found.metadata[key] = value;
+    }
   }
   if (!has_graph) throw std::invalid_argument("it holds no graph");
   return found;

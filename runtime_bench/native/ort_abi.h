@@ -152,17 +152,20 @@ inline constexpr Entry<Status*(Session*, const RunOptions*, const char* const* i
                                Value** outputs)>
     Run{9};
 inline constexpr Entry<Status*(SessionOptions**)> CreateSessionOptions{10};
+inline constexpr Entry<Status*(SessionOptions*, const char* prefix)> EnableProfiling{14};
 inline constexpr Entry<Status*(SessionOptions*, int level)> SetSessionGraphOptimizationLevel{23};
 inline constexpr Entry<Status*(SessionOptions*, int threads)> SetIntraOpNumThreads{24};
 inline constexpr Entry<Status*(SessionOptions*, int threads)> SetInterOpNumThreads{25};
 inline constexpr Entry<Status*(const Session*, size_t*)> SessionGetInputCount{30};
 inline constexpr Entry<Status*(const Session*, size_t*)> SessionGetOutputCount{31};
 inline constexpr Entry<Status*(const Session*, size_t index, TypeInfo**)> SessionGetInputTypeInfo{33};
+inline constexpr Entry<Status*(const Session*, size_t index, TypeInfo**)> SessionGetOutputTypeInfo{34};
 inline constexpr Entry<Status*(const Session*, size_t index, Allocator*, char**)> SessionGetInputName{36};
 inline constexpr Entry<Status*(const Session*, size_t index, Allocator*, char**)> SessionGetOutputName{37};
 inline constexpr Entry<void(Env*)> ReleaseEnv{92};
 inline constexpr Entry<void(Session*)> ReleaseSession{95};
 inline constexpr Entry<void(SessionOptions*)> ReleaseSessionOptions{100};
+inline constexpr Entry<Status*(Session*, Allocator*, char** path)> SessionEndProfiling{110};
 inline constexpr Entry<Status*(SessionOptions*, const char* key, const char* value)> AddSessionConfigEntry{130};
 inline constexpr Entry<Status*(SessionOptions*, const char* path)> RegisterCustomOpsLibrary_V2{228};
 

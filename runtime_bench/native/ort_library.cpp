@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "bound.h"
 #include "conv.h"
 #include "dispatch.h"
 #include "ort_abi.h"
@@ -589,3 +590,13 @@ BNAS_EXPORT const char* bnas_isa() {
 }
 
 BNAS_EXPORT const char* bnas_native_version() { return BNAS_VERSION; }
+
+// As bound_gmacs of the path that a session made now would use; 0 if it has no bound or `seconds` is not above 0.
+BNAS_EXPORT double bnas_bound_gmacs(double seconds) {
+  try {
+    const bnas::Path& path = bnas::selected_path();
+    return path.isa && seconds > 0 ? bnas::bound_gmacs(path, seconds) : 0;
+  } catch (...) {
+    return 0;
+  }
+}

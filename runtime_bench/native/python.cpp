@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -18,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "bound.h"
 #include "conv.h"
 #include "dispatch.h"
 #include "shape.h"
@@ -188,10 +188,9 @@ nb::ndarray<nb::numpy, float> conv_from_bits(const std::string& isa, const Array
   const ConvShape s = conv_shape(x, channels, w_packed, {strides, dilations, pads, groups});
   expect_shape(x, "x", {s.batch, words_of(s.channels), s.height, s.width});
   const uint32_t* image = values<uint32_t>(x, "x", "uint32");
-  return conv_to_float(isa, s, w_packed, {scale, bias, residual, slope, act_shift_in, act_shift_out},
-                       [&](const BinaryConv& conv, const Affine& affine, float* y) {
-                         conv.run_from_bits(s, image, affine, y, Host{});
-                       });
+  return conv_to_float(
+      isa, s, w_packed, {scale, bias, residual, slope, act_shift_in, act_shift_out},
+      [&](const BinaryConv& conv, const Affine& affine, float* y) { conv.run_from_bits(s, image, affine, y, Host{}); });
 }
 
 nb::ndarray<nb::numpy, uint32_t> conv_bits(const std::string& isa, const Array& x, int64_t channels,
@@ -255,34 +254,12 @@ std::vector<std::string> path_names() {
   return names;
 }
 
-// The fastest of many short runs: what the processor can do when nothing disturbs it.
-double bound_gmacs(const std::string& isa, double seconds) {
-  using Clock = std::chrono::steady_clock;
+double bound(const std::string& isa, double seconds) {
   const Path& way = path(isa);
   if (!way.isa) refuse(std::string(way.name) + " has no bound: it does not count with xor and popcount");
   if (!(seconds > 0 && seconds <= 60)) refuse("seconds must be above 0 and at most 60");
   const nb::gil_scoped_release released;
-  const Clock::time_point end = Clock::now() + std::chrono::duration_cast<Clock::duration>(
-                                                   std::chrono::duration<double>(seconds));
-  constexpr double kRunSeconds = 2e-3;
-  uint32_t sink = 1;
-  int64_t rounds = 1000;
-  double best = 0;
-  for (Clock::time_point before = Clock::now(); before < end;) {
-    const int64_t macs = way.isa->bound(rounds, &sink);
-    const Clock::time_point after = Clock::now();
-    const double taken = std::chrono::duration<double>(after - before).count();
-    if (taken < kRunSeconds / 2) {
-      rounds *= 2;
-    } else {
-      best = std::max(best, static_cast<double>(macs) / taken / 1e9);
-    }
-    before = after;
-  }
-  static volatile uint32_t kept;
-  kept = sink;
-  static_cast<void>(kept);
-  return best;
+  return bound_gmacs(way, seconds);
 }
 
 }  // namespace
@@ -294,8 +271,9 @@ NB_MODULE(_native, m) {
   m.doc() = "The native kernels on numpy arrays. `isa` is a name from paths(), or '' for the fastest.";
   m.attr("version") = BNAS_VERSION;
   m.def("paths", &path_names, "Names of the paths that this processor can run, the slowest first.");
-  m.def("selected", [] { return std::string(selected_path().name); },
-        "The path that BNAS_ISA names, else the fastest. ValueError if this processor does not have it.");
+  m.def(
+      "selected", [] { return std::string(selected_path().name); },
+      "The path that BNAS_ISA names, else the fastest. ValueError if this processor does not have it.");
   m.def("conv", &conv, "isa"_a, "x"_a, "w_packed"_a, nb::kw_only(), "strides"_a = kOnes, "pads"_a = kNone,
         "dilations"_a = kOnes, "groups"_a = 1, "shift"_a = nb::none(), "scale"_a = nb::none(), "bias"_a = nb::none(),
         "residual"_a = nb::none(), "slope"_a = nb::none(), "act_shift_in"_a = nb::none(),
@@ -314,7 +292,7 @@ NB_MODULE(_native, m) {
         "PackSigns: x float32 [N, C, H, W] -> uint32 [N, ceil(C / 32), H, W].");
   m.def("max_pool_bits", &max_pool, "x"_a, "kernel"_a, nb::kw_only(), "strides"_a = kOnes, "pads"_a = kNone,
         "BinaryMaxPool2d: x uint32 [N, words, H, W] -> uint32 [N, words, Ho, Wo].");
-  m.def("bound_gmacs", &bound_gmacs, "isa"_a, "seconds"_a,
+  m.def("bound_gmacs", &bound, "isa"_a, "seconds"_a,
         "10^9 binary multiply-accumulates per second of xor + popcount + add on registers alone, one thread.");
 }
 
