@@ -391,7 +391,11 @@ int64_t bound(int64_t rounds, uint32_t* sink) {
     }
   }
 #pragma GCC unroll 24
-  for (int i = 0; i < kSums; ++i) *sink += static_cast<uint32_t>(_mm512_reduce_add_epi32(sum[i]));
+  for (int i = 0; i < kSums; ++i) {
+    alignas(64) uint32_t words[kLanes];  // added up as unsigned numbers, which may overflow
+    _mm512_store_si512(words, sum[i]);
+    for (uint32_t one : words) *sink += one;
+  }
   return rounds * kSums * kLanes * 32;
 }
 

@@ -3,11 +3,15 @@
 import importlib.util
 import os
 import shutil
+import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from filelock import FileLock
 
 from ..kernel_process import KernelProcess
 from .cases import REQUIRE_ALL
@@ -29,12 +33,12 @@ def built(target: str, name: str) -> Path:
     return path
 
 
-def emulator() -> list[str]:
-    """The command that runs an aarch64 program."""
+def emulator(root: Path | str = AARCH64_ROOT) -> list[str]:
+    """The command that runs an aarch64 program. root: its C library, and files that it sees in place of this system's."""
     program = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
     if program is None:
         missing("needs qemu-aarch64 (Debian: apt install qemu-user)")
-    return [program, "-L", AARCH64_ROOT]
+    return [program, "-L", str(root)]
 
 
 def here() -> Any:
@@ -54,3 +58,49 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
     command = [*(emulator() if request.param == "aarch64" else []), str(built(request.param, "bnas-kernels"))]
     with KernelProcess(command) as process:
         yield process
+
+
+# One processor of a Cortex-A72. The emulator shows programs the host's file instead, and onnxruntime crashes on it.
+CPUINFO = """processor\t: {}
+BogoMIPS\t: 108.00
+Features\t: fp asimd evtstrm crc32 cpuid
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: 0x0
+CPU part\t: 0xd08
+CPU revision\t: 3
+
+"""
+
+
+@pytest.fixture(scope="session")
+def aarch64_runtime() -> tuple[Path, Path]:
+    """(libonnxruntime.so of the aarch64 wheel, a root folder for the emulator); made once under build/."""
+    import onnxruntime
+
+    version = onnxruntime.__version__
+    folder = ROOT / "build" / f"ort-{version}-aarch64"
+    library, root = folder / "libonnxruntime.so", folder / "root"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(ROOT / "build" / f"{folder.name}.lock"):  # of the processes that run tests, one makes it
+        if not library.exists():
+            _download(version, folder, library)
+        (root / "proc").mkdir(parents=True, exist_ok=True)
+        (root / "proc" / "cpuinfo").write_text("".join(CPUINFO.format(i) for i in range(os.cpu_count() or 1)))
+        if not (root / "lib").exists():
+            (root / "lib").symlink_to(f"{AARCH64_ROOT}/lib")
+    return library, root
+
+
+def _download(version: str, folder: Path, library: Path) -> None:
+    platforms = [part for name in ("2_28", "2_27") for part in ("--platform", f"manylinux_{name}_aarch64")]
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", *platforms]
+    download += ["--python-version", "3.11", "--dest", str(folder), f"onnxruntime=={version}"]
+    done = subprocess.run(download, capture_output=True, text=True)
+    if done.returncode:
+        missing(f"cannot download onnxruntime {version} for aarch64: {done.stderr.strip()[-200:]}")
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        member = next(name for name in wheel.namelist() if "/libonnxruntime.so" in name)
+        partial = library.with_suffix(".part")
+        partial.write_bytes(wheel.read(member))
+        partial.replace(library)

@@ -3,9 +3,7 @@
 import itertools
 import os
 import subprocess
-import sys
 import threading
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from hypothesis import strategies as st
 import bnas
 
 from .cases import BOUNDED, EDGES, choose, conv_case, conv_cases, epilogues, generator, numbers, signed
-from .conftest import AARCH64_ROOT, ROOT, built, emulator, here, missing
+from .conftest import built, emulator, here
 from .definition import Geometry, dots, max_pool, words_of
 from .operators import FLOAT_PARTS, Node, conv_nodes, feeds, model, pack_node, pool_node, session
 
@@ -218,44 +216,6 @@ def test_the_oldest_onnxruntime_runs_the_kernels(old_python: str, tmp_path: Path
 
 # --- onnxruntime on aarch64, under an emulator ----------------------------------------------------------------------
 
-# One processor of a Cortex-A72. The emulator shows programs the host's file instead, and onnxruntime crashes on it.
-CPUINFO = """processor\t: {}
-BogoMIPS\t: 108.00
-Features\t: fp asimd evtstrm crc32 cpuid
-CPU implementer\t: 0x41
-CPU architecture: 8
-CPU variant\t: 0x0
-CPU part\t: 0xd08
-CPU revision\t: 3
-
-"""
-
-
-@pytest.fixture(scope="module")
-def aarch64_runtime() -> tuple[Path, Path]:
-    """(libonnxruntime.so of the aarch64 wheel, a root folder for the emulator); made once under build/."""
-    version = onnxruntime.__version__
-    folder = ROOT / "build" / f"ort-{version}-aarch64"
-    library, root = folder / "libonnxruntime.so", folder / "root"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        platforms = [part for name in ("2_28", "2_27") for part in ("--platform", f"manylinux_{name}_aarch64")]
-        download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", *platforms]
-        download += ["--python-version", "3.11", "--dest", str(folder), f"onnxruntime=={version}"]
-        done = subprocess.run(download, capture_output=True, text=True)
-        if done.returncode:
-            missing(f"cannot download onnxruntime {version} for aarch64: {done.stderr.strip()[-200:]}")
-        with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-            member = next(name for name in wheel.namelist() if "/libonnxruntime.so" in name)
-            partial = library.with_suffix(f".{os.getpid()}")
-            partial.write_bytes(wheel.read(member))
-            partial.replace(library)
-    (root / "proc").mkdir(parents=True, exist_ok=True)
-    (root / "proc" / "cpuinfo").write_text("".join(CPUINFO.format(i) for i in range(os.cpu_count() or 1)))
-    if not (root / "lib").exists():
-        (root / "lib").symlink_to(f"{AARCH64_ROOT}/lib")
-    return library, root
-
 
 @pytest.mark.parametrize("isa", ["neon", "portable"])
 def test_onnxruntime_on_aarch64_gives_the_same_integers(
@@ -269,7 +229,7 @@ def test_onnxruntime_on_aarch64_gives_the_same_integers(
     file = model(*nodes)
     (tmp_path / "nodes.onnx").write_bytes(file)
     program, ops = built("aarch64", "bnas-runner"), built("aarch64", "libbnas_ort.so")
-    command = [*emulator()[:-1], str(root), str(program), str(tmp_path / "nodes.onnx"), "--isa", isa, "--runs", "1"]
+    command = [*emulator(root), str(program), str(tmp_path / "nodes.onnx"), "--isa", isa, "--runs", "1"]
     command += ["--warmup", "0", "--threads", "2", "--no-optimize", "--ort", str(library), "--ops", str(ops), "--json"]
     for name, value in feeds(file, *nodes).items():
         np.save(tmp_path / f"{name}.npy", value)
