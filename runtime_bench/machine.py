@@ -1,61 +1,191 @@
-"""This machine in words: what a reader needs to doubt or repeat a measurement. What cannot be read is None."""
+"""A machine in words: what a reader needs to doubt or repeat a measurement. What cannot be read is None.
 
+Everything is told from `Facts`, the contents of a few system files: of this machine (`here`), or of another one, from
+which `devices.probe` brings them.
+"""
+
+import functools
+import glob
 import hashlib
 import os
 import platform
+import re
+import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-_CPU0 = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+from bnas.profiles.errors import InputError
+
+from . import health
+
+CPUINFO, MEMINFO, STATUS = "/proc/cpuinfo", "/proc/meminfo", "/proc/self/status"
+BOARDS = ("/proc/device-tree/model", "/sys/class/dmi/id/product_name")
+OS_RELEASE = "/etc/os-release"
+FILES = (CPUINFO, MEMINFO, STATUS, OS_RELEASE, *BOARDS)  # beside those of `health`
+
+# Linux's names for the `CPU part` numbers of Arm's own cores (implementer 0x41).
+ARM_CORES = {
+    0xD03: "Cortex-A53", 0xD04: "Cortex-A35", 0xD05: "Cortex-A55", 0xD07: "Cortex-A57", 0xD08: "Cortex-A72",
+    0xD09: "Cortex-A73", 0xD0A: "Cortex-A75", 0xD0B: "Cortex-A76", 0xD0C: "Neoverse-N1", 0xD0D: "Cortex-A77",
+    0xD40: "Neoverse-V1", 0xD41: "Cortex-A78", 0xD44: "Cortex-X1", 0xD46: "Cortex-A510", 0xD47: "Cortex-A710",
+    0xD48: "Cortex-X2", 0xD49: "Neoverse-N2", 0xD4D: "Cortex-A715", 0xD4E: "Cortex-X3", 0xD4F: "Neoverse-V2",
+    0xD80: "Cortex-A520", 0xD81: "Cortex-A720", 0xD82: "Cortex-X4",
+}  # fmt: skip
 
 
-def describe() -> dict[str, str | int | float | None]:
-    """Processor, clock (MHz), temperature (degrees C) and versions, as they are now."""
-    return {
-        "processor": processor(),
-        "arch": platform.machine(),
-        "cores": os.cpu_count() or 1,
-        "os": platform.platform(),
-        "governor": _read(_CPU0 / "scaling_governor"),
-        "clock_mhz": _clock_mhz(),
-        "temperature_c": _scaled(_read(Path("/sys/class/thermal/thermal_zone0/temp")), 1e-3),
-        "python": platform.python_version(),
-        "onnxruntime": _onnxruntime(),
-    }
+@dataclass(frozen=True)
+class Facts:
+    """Of one machine, as they are now. `files`: path -> content; `glibc`: its version, None for another C library,
+    which `libc` names; `cpus`: numbers of the processors that may be used."""
+
+    arch: str
+    system: str
+    files: Mapping[str, str]
+    libc: str = ""
+    glibc: str | None = None
+    cores: int = 1
+    cpus: tuple[int, ...] = (0,)
+    python: str | None = None
+    onnxruntime: str | None = None
+    board: str | None = None
+    more: Mapping[str, str] = field(default_factory=dict)
+
+    @functools.cached_property
+    def processor(self) -> str:
+        """The processor's own name, e.g. `Intel(R) Xeon(R) Processor`; a board's name where it has none."""
+        return _field(self.files.get(CPUINFO), "model name") or self.files.get(BOARDS[0]) or self.more.get("cpu") or "?"
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hex digits naming this kind of machine: processor, architecture and core count."""
+        return hashlib.sha256(f"{self.processor}|{self.arch}|{self.cores}".encode()).hexdigest()[:12]
+
+    @property
+    def core_kinds(self) -> dict[int, str]:
+        """CPU number -> the core's name, where /proc/cpuinfo tells: ARM's cores differ within one processor."""
+        kinds = {}
+        for block in re.split(r"\n\s*\n", self.files.get(CPUINFO, "")):
+            number, part, maker = (_field(block, name) for name in ("processor", "CPU part", "CPU implementer"))
+            if number is not None and part is not None and number.isdigit():
+                code = int(part, 16)
+                arm = maker is not None and int(maker, 16) == 0x41
+                kinds[int(number)] = ARM_CORES.get(code, part) if arm else f"{maker}/{part}"
+        return kinds
+
+    @property
+    def memory_mb(self) -> int | None:
+        total = re.match(r"(\d+) kB", _field(self.files.get(MEMINFO), "MemTotal") or "")
+        return int(total[1]) // 1024 if total else None
+
+    def describe(self) -> dict[str, Any]:
+        """Processor, clock (MHz), temperature (degrees C), memory and versions. JSON-ready."""
+        state = health.state(self.files, self.cpus)
+        return {
+            "processor": self.processor,
+            "board": self.board or next((self.files[path] for path in BOARDS if self.files.get(path)), None),
+            "arch": self.arch,
+            "cores": self.cores,
+            "cpus": list(self.cpus),
+            "memory_mb": self.memory_mb,
+            "os": self.system,
+            "glibc": self.glibc,
+            "governor": state["governor"],
+            "clock_mhz": state["clock_mhz"][0] if state["clock_mhz"] else None,
+            "temperature_c": state["temperature_c"],
+            "python": self.python,
+            "onnxruntime": self.onnxruntime,
+        }
+
+
+def here() -> Facts:
+    """This machine, now."""
+    libc, version = platform.libc_ver()
+    return Facts(
+        arch=platform.machine(),
+        system=platform.platform(),
+        files=read_files((*FILES, *health.FILES)),
+        libc=libc,
+        glibc=version if libc == "glibc" else None,
+        cores=os.cpu_count() or 1,
+        cpus=usable_cpus(),
+        python=platform.python_version(),
+        onnxruntime=_onnxruntime(),
+        more={"cpu": _sysctl() or platform.processor()},
+    )
+
+
+def describe() -> dict[str, Any]:
+    """`Facts.describe` of this machine."""
+    return here().describe()
+
+
+def state() -> dict[str, Any]:
+    """`health.state` of this machine, for the processors this process may use."""
+    return health.state(read_files(health.FILES), usable_cpus())
 
 
 def fingerprint() -> str:
-    """12 hex digits naming this kind of machine: processor, architecture and core count."""
-    text = f"{processor()}|{platform.machine()}|{os.cpu_count() or 1}"
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    """`Facts.fingerprint` of this machine."""
+    return here().fingerprint
+
+
+def processor() -> str:
+    return here().processor
+
+
+def usable_cpus() -> tuple[int, ...]:
+    """Numbers of the CPUs this process may run on; fewer than the machine has under taskset or in a container."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
 
 
 def usable_cores() -> int:
-    """Cores this process may run on; fewer than the machine has under taskset or in a container."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(usable_cpus())
 
 
 def is_arm64() -> bool:
     return platform.machine().lower() in ("aarch64", "arm64")
 
 
-def processor() -> str:
-    """The processor's own name, e.g. `Intel(R) Xeon(R) Processor`; a board's name where the processor has none."""
-    return _cpuinfo("model name") or _read(Path("/proc/device-tree/model")) or _sysctl() or platform.processor() or "?"
+def cpu_list(cpus: str | Sequence[int]) -> list[int]:
+    """[0, 2, 3] of "0,2-3", sorted and without repetition. Raises InputError for anything but CPU numbers."""
+    if not isinstance(cpus, str):
+        cpus = ",".join(map(str, cpus))
+    numbers: set[int] = set()
+    for part in cpus.split(","):
+        match = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part)
+        if not match or int(match[2] or match[1]) < int(match[1]):
+            raise InputError(f"CPUs {cpus!r} are not numbers and ranges; write for example 0,2-3")
+        numbers.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return sorted(numbers)
 
 
-def _clock_mhz() -> float | None:
-    return _scaled(_read(_CPU0 / "scaling_cur_freq"), 1e-3) or _scaled(_cpuinfo("cpu MHz"), 1.0)
+def read_files(patterns: Sequence[str]) -> dict[str, str]:
+    """Path -> content of the files that can be read. Where the firmware of a Raspberry Pi does not answer through a
+    file, its own program is asked."""
+    paths = (path for pattern in patterns for path in glob.glob(pattern))
+    found = {path: text for path in paths if (text := _read(path))}
+    if health.wanted(patterns, found) and (program := shutil.which("vcgencmd")):
+        done = subprocess.run([program, "get_throttled"], capture_output=True, text=True, check=False)
+        found[health.VCGENCMD] = done.stdout.strip()
+    return found
 
 
-def _cpuinfo(field: str) -> str | None:
-    for line in (_read(Path("/proc/cpuinfo")) or "").splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == field:
-            return value.strip()
-    return None
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text(errors="replace").strip("\x00\n ") or None
+    except OSError:
+        return None
+
+
+def _field(text: str | None, name: str) -> str | None:
+    """The value of the first line `name : value`."""
+    match = re.search(rf"^{re.escape(name)}\s*:\s*(.*?)\s*$", text or "", re.MULTILINE)
+    return match[1] if match else None
 
 
 def _sysctl() -> str | None:
@@ -63,20 +193,6 @@ def _sysctl() -> str | None:
         return None
     answer = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
     return answer.stdout.strip() or None
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(errors="replace").strip("\x00\n ") or None
-    except OSError:
-        return None
-
-
-def _scaled(text: str | None, factor: float) -> float | None:
-    try:
-        return None if text is None else float(text) * factor
-    except ValueError:
-        return None
 
 
 def _onnxruntime() -> str | None:

@@ -68,6 +68,11 @@ def image_shape(shape: tuple[int, ...], layout: str, where: str) -> tuple[int, i
     return (shape[1], shape[2], shape[3]) if layout == "NCHW" else (shape[3], shape[1], shape[2])
 
 
+def onnx_layout(shape: tuple[int, ...]) -> str:
+    """NCHW, unless only the last axis can be the channels: a file made from a TensorFlow network."""
+    return "NHWC" if len(shape) == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3) else "NCHW"
+
+
 def check_images(x: np.ndarray, shapes: Sequence[tuple[int, ...]], where: str) -> None:
     """Raises InputError unless `x` is whole batches for the only input."""
     if len(shapes) != 1:

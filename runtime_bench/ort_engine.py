@@ -38,6 +38,7 @@ class OrtEngine:
         *,
         kernels: bool = True,
         path: Path | None = None,
+        profile: Path | None = None,
     ) -> None:
         import onnxruntime
 
@@ -59,6 +60,9 @@ class OrtEngine:
         options.log_severity_level = 3
         # Idle threads of one session would otherwise spin for milliseconds on the cores the next session needs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if profile:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         if library:
             options.register_custom_ops_library(str(library))
         source = data if path is None else str(path)  # from the file, weights stored beside it are found
@@ -77,9 +81,7 @@ class OrtEngine:
 
     @property
     def input_layout(self) -> str:
-        """NCHW, unless only the last axis can be the channels: a file made from a TensorFlow network."""
-        shape = self._shapes[0]
-        return "NHWC" if len(shape) == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3) else "NCHW"
+        return network_file.onnx_layout(self._shapes[0])
 
     def run(self, x: np.ndarray) -> np.ndarray:
         return next(iter(self.run_all(x).values()))
@@ -99,6 +101,10 @@ class OrtEngine:
     def call(self, rng: np.random.Generator) -> Callable[[], object]:
         run, feeds = self._session.run, self._random_feeds(rng)
         return lambda: run(None, feeds)
+
+    def end_profiling(self) -> Path:
+        """onnxruntime's trace so far, of an engine made with `profile`, which its name begins with."""
+        return Path(self._session.end_profiling())
 
     def _random_feeds(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         feeds = {}

@@ -1,0 +1,102 @@
+"""The client of `bnas-runner --serve`: one line of fields there, one line of JSON back. See docs/kernels.md."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+from bnas.profiles.errors import InputError
+
+from .errors import ConnectionLost, DeviceError
+from .transport import PATIENCE, Transport
+
+WORK_S = 3600.0  # for a command that computes: a dead network is noticed sooner, by the transport
+# A shell waits for the runner, so that the exit code tells which signal ended it, whatever lies in between.
+_WAITING = '"$@"; exit $?'
+# What a shell (126, 127) or the loader says of a program that cannot be started.
+_NO_START = {
+    126: "the folder it lies in does not allow programs (mounted noexec?); choose another with BNAS_DEVICE_FOLDER",
+    127: "its loader or a library is missing",
+}
+
+
+class Runner:
+    """A server on the device, for as long as this object is open."""
+
+    def __init__(self, transport: Transport, argv: Sequence[str]) -> None:
+        self._transport = transport
+        self._started = transport.start(["sh", "-c", _WAITING, "sh", *argv])
+        self._lost: ConnectionLost | None = None
+        try:
+            self.hello = self.ask("hello", timeout=PATIENCE)
+        except ConnectionLost as error:
+            raise DeviceError(f"the runner does not start: {error}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, *fields: str | int, timeout: float = WORK_S) -> dict[str, Any]:
+        """The answer to a command. Raises InputError for what the runner calls a mistake, DeviceError for what failed
+        there, ConnectionLost if it does not answer any more."""
+        if self._lost:
+            raise self._lost
+        try:
+            self._started.write("\t".join(map(str, fields)))
+            line = self._started.line(timeout)
+        except TimeoutError:
+            raise self._gone(f"{self._transport.name} did not answer within {timeout:.0f} s") from None
+        except OSError:
+            line = None
+        if line is None:
+            raise self._gone(self._cause())
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            raise self._gone(f"{self._transport.name} answered {line[:80]!r}, which is no JSON") from None
+        if "error" in answer:
+            kind = InputError if answer.get("kind") == "mistake" else DeviceError
+            raise kind(answer["error"])
+        return dict(answer)
+
+    def close(self) -> None:
+        """Ends the server and waits for it."""
+        if self._lost is None:
+            self._lost = ConnectionLost("the runner is closed")
+            self._started.hang_up()
+            self._started.ended()
+
+    def _gone(self, reason: str) -> ConnectionLost:
+        self.close()
+        self._lost = ConnectionLost(reason)
+        return self._lost
+
+    def _cause(self) -> str:
+        """Why the server does not answer, told by how it ended."""
+        self._started.hang_up()
+        result = self._started.ended()
+        name = self._transport.name
+        if self._transport.lost(result):
+            return f"the connection to {name} is lost: {result.reason}"
+        if reason := _NO_START.get(result.code):
+            return f"{reason} ({result.reason})"
+        number = result.code - 128 if result.code > 128 else -result.code
+        if number > 0:
+            return f"on {name}, the runner was ended by {_signal(number)}"
+        said = re.sub(r"^\S*bnas-runner: ", "", result.reason)
+        return f"on {name}, the runner ended: {said}"
+
+
+def _signal(number: int) -> str:
+    hints = {
+        signal.SIGILL: ": an instruction that this processor does not have; force another path with --isa",
+        signal.SIGKILL: ", perhaps for lack of memory",
+    }
+    try:
+        which = signal.Signals(number)
+    except ValueError:
+        return f"signal {number}"
+    text = signal.strsignal(number) or which.name
+    return f"signal {number} ({text}){hints.get(which, '')}"

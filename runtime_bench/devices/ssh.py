@@ -1,0 +1,101 @@
+"""The system's OpenSSH client: its keys, configuration, jump hosts and host key checks, over one connection."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from bnas.profiles.errors import InputError
+
+from .address import Address
+from .transport import Result, Transport
+
+CONFIG = "BNAS_SSH_CONFIG"  # an ssh_config(5) file to use in place of the user's and the system's
+CONNECT_S = 10
+ALIVE_S, ALIVE_COUNT = 5, 3  # a dead network is noticed after 15 s
+PERSIST_S = 60  # how long the connection waits when this process was killed
+FAILED = 255  # the client's own exit code; our scripts never end with it
+
+
+class Ssh(Transport):
+    """One master connection, which all commands share. Raises InputError if it cannot be made: the user can mend it."""
+
+    def __init__(self, address: Address) -> None:
+        super().__init__(address.url.removeprefix("emulator+"))
+        client = shutil.which("ssh")
+        if client is None:
+            raise InputError(f"{address.url} needs the OpenSSH client (Debian: apt install openssh-client)")
+        self._host = address.host
+        # Short, because the path of a socket may have some 100 bytes; readable by nobody else.
+        self._folder = Path(tempfile.mkdtemp(prefix="bnas-", dir="/tmp" if os.path.isdir("/tmp") else None))
+        self._client = [client, "-T", "-o", f"ControlPath={self._folder}/m"]
+        if config := os.environ.get(CONFIG):
+            self._client += ["-F", str(Path(config).absolute())]
+        if address.user:
+            self._client += ["-l", address.user]
+        if address.port:
+            self._client += ["-p", str(address.port)]
+        try:
+            self._connect()
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self) -> None:
+        options = ["ControlMaster=yes", f"ControlPersist={PERSIST_S}", f"ConnectTimeout={CONNECT_S}"]
+        options += [f"ServerAliveInterval={ALIVE_S}", f"ServerAliveCountMax={ALIVE_COUNT}"]
+        if not sys.stdin.isatty():
+            options.append("BatchMode=yes")
+        command = [*self._client, *(part for option in options for part in ("-o", option)), "--", self._host, "true"]
+        # In the foreground, where it may ask for a password; once it has what it needs it leaves our process group.
+        # Its stderr is a file: a pipe would stay open as long as the connection.
+        with tempfile.TemporaryFile() as err:
+            code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=err).returncode
+            err.seek(0)
+            result = Result(code, b"", err.read().decode(errors="replace"))
+        if result.code:
+            raise InputError(_refusal(self.name, self._host, result))
+
+    def command(self, argv: Sequence[str]) -> list[str]:
+        # One string, because ssh would join the words with spaces for the shell over there. Without the master no new
+        # connection is made: ProxyCommand=false fails at once.
+        options = ["-o", "ControlMaster=no", "-o", "BatchMode=yes", "-o", "ProxyCommand=false"]
+        return [*self._client, *options, "--", self._host, shlex.join(argv)]
+
+    def lost(self, result: Result) -> bool:
+        return result.code == FAILED
+
+    def close(self) -> None:
+        if (self._folder / "m").exists():
+            command = [*self._client, "-O", "exit", "--", self._host]
+            subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=15, check=False, start_new_session=True
+            )
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+# What the client says -> what that means, and what to do.
+_REFUSALS = {
+    "IDENTIFICATION HAS CHANGED": "its host key is not the one in known_hosts: the device was set up anew, or another "
+    "one answers in its place; if you know why, do: ssh-keygen -R {host}, then log in once with: ssh {host}",
+    "Host key verification failed": "its host key is not known here; log in once with: ssh {host}, and compare the "
+    "fingerprint it shows",
+    "Permission denied": "it refuses the login; set up a key with: ssh-copy-id {host}",
+    "Could not resolve hostname": "there is no such host; check the name, or add it to ~/.ssh/config",
+    "Connection refused": "nothing listens there; check the port, and that the device runs an ssh server",
+    "timed out": f"no answer within {CONNECT_S} s; check that it is on, and in this network",
+    "No route to host": "it cannot be reached; check that it is on, and in this network",
+}
+
+
+def _refusal(name: str, host: str, result: Result) -> str:
+    for words, meaning in _REFUSALS.items():
+        if words in result.err:
+            return f"cannot connect to {name}: {meaning.format(host=host)}"
+    return f"cannot connect to {name}: {result.reason}"
