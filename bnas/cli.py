@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 import typer
 
 from bnas.profiles.errors import InputError
+from bnas.runtime_bench.devices.errors import DeviceError
 
 from . import __version__
 from .commands.bench import bench
 from .commands.demo import demo
+from .commands.devices import devices
 from .commands.export import export
 from .commands.isometry import isometry
 from .commands.pick import pick
@@ -39,6 +41,7 @@ app.command()(train)
 app.command()(export)
 app.command()(bench)
 app.add_typer(profiles, name="profiles")
+app.add_typer(devices, name="devices")
 app.command()(report)
 app.command()(show)
 app.command()(spaces)
@@ -71,6 +74,8 @@ def run(arguments: Sequence[str]) -> int:
         return _interrupted() if code == 130 else code
     except InputError as error:
         return _fail(str(error), 2)
+    except DeviceError as error:
+        return _fail(str(error), 1)
     except typer.Exit as error:  # typer turns Ctrl-C into an exit with 130
         return _interrupted() if error.exit_code == 130 else error.exit_code
     except (typer.Abort, KeyboardInterrupt):

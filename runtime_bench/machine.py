@@ -24,7 +24,8 @@ from . import health
 CPUINFO, MEMINFO, STATUS = "/proc/cpuinfo", "/proc/meminfo", "/proc/self/status"
 BOARDS = ("/proc/device-tree/model", "/sys/class/dmi/id/product_name")
 OS_RELEASE = "/etc/os-release"
-FILES = (CPUINFO, MEMINFO, STATUS, OS_RELEASE, *BOARDS)  # beside those of `health`
+FASTEST = "/sys/devices/system/cpu/cpu*/cpufreq/cpuinfo_max_freq"
+FILES = (CPUINFO, MEMINFO, STATUS, OS_RELEASE, FASTEST, *BOARDS)  # beside those of `health`
 
 # Linux's names for the `CPU part` numbers of Arm's own cores (implementer 0x41).
 ARM_CORES = {
@@ -74,6 +75,18 @@ class Facts:
                 arm = maker is not None and int(maker, 16) == 0x41
                 kinds[int(number)] = ARM_CORES.get(code, part) if arm else f"{maker}/{part}"
         return kinds
+
+    @property
+    def core_groups(self) -> list[dict[str, Any]]:
+        """[{"core", "mhz", "cpus"}], fastest first: the CPUs that are alike by name and highest clock, None if unknown."""
+        kinds = self.core_kinds
+        groups: dict[tuple[str | None, float | None], list[int]] = {}
+        for number in range(self.cores):
+            highest = self.files.get(FASTEST.replace("*", str(number)), "")
+            mhz = int(highest) / 1000 if highest.isdigit() else None
+            groups.setdefault((kinds.get(number), mhz), []).append(number)
+        rows = [{"core": core, "mhz": mhz, "cpus": cpus} for (core, mhz), cpus in groups.items()]
+        return sorted(rows, key=lambda row: -(row["mhz"] or 0))
 
     @property
     def memory_mb(self) -> int | None:

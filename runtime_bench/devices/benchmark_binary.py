@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -102,7 +102,7 @@ class BenchmarkSession:
         self.name = name
         self.runtime, self.version = benchmark.runtime, benchmark.version
         self.threads = threads
-        self.metadata: dict[str, Any] = {}
+        self.metadata: Mapping[str, Any] = {}
         self.means_of: int | None = None
         self._run = run
         self._arguments = [f"--graph={model}", f"--num_threads={threads}"]

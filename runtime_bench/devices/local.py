@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ class LocalSession:
         self._engine: Engine | None = engine
         self.name, self.runtime, self.version = engine.name, engine.runtime, engine.version
         self.operators, self.threads, self.load_ms = engine.operators, engine.threads, engine.load_ms
-        self.metadata = engine.metadata
+        self.metadata: Mapping[str, Any] = engine.metadata
         self._run = engine.call(np.random.default_rng(0))
 
     @property

@@ -15,7 +15,6 @@ import numpy as np
 from ..engines import open_engine
 from ..network_file import read
 
-
 RUNTIMES = {
     ".onnx": ("onnx", "onnxruntime"),
     ".tflite": ("tensorflow.lite.python.schema_py_generated", "larq_compute_engine.tflite.python.interpreter"),

@@ -38,7 +38,7 @@ class Runner:
             self.close()
             raise
 
-    def ask(self, *fields: str | int, timeout: float = WORK_S) -> dict[str, Any]:
+    def ask(self, *fields: str | float, timeout: float = WORK_S) -> dict[str, Any]:
         """The answer to a command. Raises InputError for what the runner calls a mistake, DeviceError for what failed
         there, ConnectionLost if it does not answer any more."""
         if self._lost:

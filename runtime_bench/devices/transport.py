@@ -46,7 +46,7 @@ class Started:
     """A running command with its pipes; stderr goes to a file, because nobody would read a pipe in time."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115, closed when the process has ended
         self._pending = b""
         # A session of its own, so that Ctrl-C reaches this process alone, which then ends things in order.
         self.process = subprocess.Popen(

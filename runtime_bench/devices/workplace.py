@@ -90,6 +90,10 @@ class Workplace:
             self._guard.hang_up()
             self._guard.ended(30)
 
+    def free(self) -> int | None:
+        """Bytes that can still be written."""
+        return self._free(self.folder)
+
     def put(self, name: str, source: Source) -> str:
         """The path of a file with this content in the private folder. `name` is ours, never the user's."""
         return self._put(self.folder, {name: source})[name]
