@@ -16,7 +16,8 @@ from typing import Any
 from bnas.profiles import atomic
 from bnas.profiles.workload import Workload
 from bnas.runtime_bench.compare import bench_files
-from bnas.runtime_bench.devices import Target, open_device
+from bnas.runtime_bench.devices import open_device
+from bnas.runtime_bench.devices.target import Target
 
 RESULTS = Path(__file__).with_name("results") / "bench_honesty.json"
 REPEATS = 5

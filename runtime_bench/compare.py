@@ -15,8 +15,9 @@ from bnas.profiles import atomic
 from bnas.profiles.errors import InputError
 
 from . import intervals, native_library
-from .devices import Session, Target, throttling
+from .devices.target import Session, Target
 from .engines import FALLBACKS, FUNCTION_FLOAT, may_claim_speedup
+from .health import throttling
 from .intervals import Interval
 from .measure import Measurement, run_interleaved
 

@@ -14,7 +14,7 @@ from bnas.profiles import atomic
 from bnas.profiles.schema import Row
 from bnas.profiles.workload import FIXED, Workload
 
-from .devices import Target
+from .devices.target import Target
 from .measure import Measurement, Timer, measure, median_deviation, run_interleaved
 
 FLOOR_MS = 1e-4  # the clock resolves no less: a unit that costs no more than the empty graph is still not free

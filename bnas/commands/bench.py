@@ -15,7 +15,7 @@ from . import settings
 
 if TYPE_CHECKING:
     from bnas.profiles.schema import EngineInfo, Profile
-    from bnas.runtime_bench.devices import Target
+    from bnas.runtime_bench.devices.target import Target
 
 TWINS = ("fp32", "int8")
 SUFFIXES = (".onnx", ".tflite")

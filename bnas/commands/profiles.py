@@ -17,7 +17,7 @@ from . import settings
 if TYPE_CHECKING:
     from bnas.profiles.calibration import Sample
     from bnas.profiles.schema import Profile, Row
-    from bnas.runtime_bench.devices import Target
+    from bnas.runtime_bench.devices.target import Target
     from bnas.search.spaces import SearchSpace
 
 UNCALIBRATED_ERROR = 0.3

@@ -13,15 +13,15 @@ from bnas.profiles.schema import EngineInfo
 from bnas.runtime_bench.compare import bench_files, conclude
 from bnas.runtime_bench.devices import ConnectionLost, open_device
 
-STATE = {"governor": None, "clock_mhz": [], "temperature_c": None, "throttled": []}
+STATE = {"governor": None, "clock_mhz": [], "limit_mhz": [], "temperature_c": None, "throttled": []}
 
 
 class Simulated:
     """A device on which a file takes the ms it contains, each loading being a little quicker or slower."""
 
-    def __init__(self, *, engine: str = "native-neon", spread: float = 0.01, emulated: bool = False, seed: int = 0):
-        self.url, self.local, self.emulated = "ssh://nowhere", False, emulated
-        self.engine_name, self.spread = engine, spread
+    def __init__(self, *, engine: str = "native-neon", spread: float = 0.01, drift: float = 0.02, seed: int = 0):
+        self.url, self.local, self.emulated = "ssh://nowhere", False, False
+        self.engine_name, self.spread, self.drift = engine, spread, drift
         self.rng = np.random.default_rng(seed)
         self.opened: list[str] = []
         self.open_now = 0
@@ -32,7 +32,7 @@ class Simulated:
         return {"processor": "simulated", "cpus": [0, 1]}
 
     def state(self) -> dict[str, Any]:
-        self.mood += self.rng.normal(0, 0.02)
+        self.mood += self.rng.normal(0, self.drift)
         return STATE
 
     def fingerprint(self) -> str:
@@ -199,7 +199,7 @@ def test_thread_counts_are_compared_apart_and_foreign_files_with_the_first() -> 
 
 
 def test_noise_and_drift_are_said(files: dict[str, Path]) -> None:
-    assert bench_files(Simulated(spread=0.001), files, [1], 0.02)["warnings"] == []
+    assert bench_files(Simulated(spread=0.001, drift=0), files, [1], 0.02)["warnings"] == []
     loud = bench_files(Simulated(spread=0.3), files, [1], 0.02)["warnings"]
     assert "too noisy: the median of" in loud[0] and "--seconds" in loud[0]
     drifting = Simulated(spread=0.001)
