@@ -82,9 +82,9 @@ Options parse(int argc, char** argv) {
       name.resize(equals);
     }
     const auto value = [&] {
-      if (joined) return given;
-      if (i + 1 >= argc) throw Mistake(name + " needs a value; see --help");
-      return std::string(argv[++i]);
+      if (!joined && i + 1 < argc) given = argv[++i];
+      if (given.empty()) throw Mistake(name + " needs a value; see --help");
+      return given;
     };
     if (name == "--threads") {
       options.threads = static_cast<int>(whole_number(name, value(), 1, kMostThreads));

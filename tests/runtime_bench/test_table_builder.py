@@ -1,7 +1,7 @@
 """Rows are differences to the empty graph, and an interrupted build continues with the rows it has."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,19 @@ import pytest
 from bnas.profiles.schema import Row
 from bnas.profiles.workload import FIXED, Workload
 from bnas.runtime_bench import table_builder
+from bnas.runtime_bench.devices import open_device
+from bnas.runtime_bench.devices.target import Target
 from bnas.runtime_bench.table_builder import FLOOR_MS, build_rows, measure_networks
 
 NOTHING = Workload("average", 32, 1, 1, 1, 1)
 SMALL = Workload("conv", 32, 4, 4, 8, 8, 3)
 LARGE = Workload("conv", 32, 48, 48, 32, 32, 3)
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[Target]:
+    with open_device("local") as target:
+        yield target
 
 
 @pytest.fixture
@@ -23,9 +31,9 @@ def units(identity: bytes, conv: Callable[..., bytes], tmp_path: Path) -> list:
     return [(FIXED, identity), (NOTHING, identity), (SMALL, tmp_path / "small.onnx"), (LARGE, conv(48, 32))]
 
 
-def test_rows_are_costs_above_the_empty_graph(units: list) -> None:
+def test_rows_are_costs_above_the_empty_graph(here: Target, units: list) -> None:
     steps: list[tuple[str, int, int]] = []
-    rows = build_rows(units, seconds_per_row=0.3, progress=lambda *step: steps.append(step))
+    rows = build_rows(here, units, seconds_per_row=0.3, progress=lambda *step: steps.append(step))
     assert [row.workload for row in rows] == [workload.key for workload, _ in units]
     fixed, nothing, small, large = (row.p50_ms for row in rows)
     assert all(FLOOR_MS <= row.p10_ms <= row.p50_ms <= row.p90_ms for row in rows)
@@ -35,23 +43,23 @@ def test_rows_are_costs_above_the_empty_graph(units: list) -> None:
     assert steps == [("measure", number, 12) for number in range(1, 13)]
 
 
-def test_the_row_is_the_unit_minus_the_empty_graph(units: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_row_is_the_unit_minus_the_empty_graph(here: Target, units: list, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the timing replaced by known samples."""
     from bnas.runtime_bench.measure import Measurement
 
     ms = {"empty": (0.1, 0.2, 0.3), "unit": (0.15, 1.2, 2.2)}
     taken = {name: Measurement(tuple(int(1e6 * t) for t in times)) for name, times in ms.items()}
     monkeypatch.setattr(table_builder, "run_interleaved", lambda *_, **__: taken)
-    row = build_rows([units[0], units[2]], seconds_per_row=0.05)[1]
+    row = build_rows(here, [units[0], units[2]], seconds_per_row=0.05)[1]
     assert row.p50_ms == pytest.approx(1.2 - 0.2)
     assert row.p90_ms == pytest.approx(1.2 + 0.8 * (2.2 - 1.2) - 0.2)
     assert row.p10_ms == pytest.approx(0.15 + 0.2 * (1.2 - 0.15) - 0.2)
     taken["empty"] = taken["unit"]
-    row = build_rows([units[0], units[2]], seconds_per_row=0.05)[1]
+    row = build_rows(here, [units[0], units[2]], seconds_per_row=0.05)[1]
     assert row.p10_ms == row.p50_ms == FLOOR_MS
 
 
-def test_an_interrupted_build_continues(units: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_build_continues(here: Target, units: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     partial = tmp_path / "partial.json"
 
     def stop(stage: str, done: int, total: int) -> None:
@@ -59,7 +67,7 @@ def test_an_interrupted_build_continues(units: list, tmp_path: Path, monkeypatch
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_rows(units, seconds_per_row=0.05, partial_path=partial, progress=stop)
+        build_rows(here, units, seconds_per_row=0.05, partial_path=partial, progress=stop)
     saved = json.loads(partial.read_text())["rows"]
     assert len(saved) == 6 and {row["workload"] for row in saved} == {workload.key for workload, _ in units}
 
@@ -71,17 +79,17 @@ def test_an_interrupted_build_continues(units: list, tmp_path: Path, monkeypatch
         return real(workload, *rest)
 
     monkeypatch.setattr(table_builder, "_measured_row", counted)
-    rows = build_rows(units, seconds_per_row=0.05, partial_path=partial)
+    rows = build_rows(here, units, seconds_per_row=0.05, partial_path=partial)
     assert len(measured) == 6  # three times four, less what was saved
     assert [row.workload for row in rows] == [workload.key for workload, _ in units]
     assert all(row in json.loads(partial.read_text())["rows"] for row in saved)
 
     measured.clear()
-    assert build_rows(units, partial_path=partial) == rows
+    assert build_rows(here, units, partial_path=partial) == rows
     assert measured == []  # nothing left to measure
 
 
-def test_one_spoilt_round_does_not_count(units: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_spoilt_round_does_not_count(here: Target, units: list, monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs 1, 9 (a burst of other work) and 2 ms in the three rounds: the row says 2 ms, with all samples."""
     costs = iter([1.0, 1.0, 9.0, 9.0, 2.0, 2.0])
 
@@ -90,15 +98,15 @@ def test_one_spoilt_round_does_not_count(units: list, monkeypatch: pytest.Monkey
         return Row(workload=workload.key, p10_ms=ms, p50_ms=ms, p90_ms=ms, count=10)
 
     monkeypatch.setattr(table_builder, "_measured_row", row)
-    rows = build_rows([units[0], units[2]])
+    rows = build_rows(here, [units[0], units[2]])
     assert [(r.p50_ms, r.count) for r in rows] == [(2.0, 30), (2.0, 30)]
 
 
 @pytest.mark.parametrize("damage", ["threads", "format", "text", "rows"])
-def test_rows_of_another_build_are_not_taken(units: list, tmp_path: Path, damage: str) -> None:
+def test_rows_of_another_build_are_not_taken(here: Target, units: list, tmp_path: Path, damage: str) -> None:
     partial = tmp_path / "partial.json"
     units = [units[0]]
-    build_rows(units, seconds_per_row=0.02, partial_path=partial)
+    build_rows(here, units, seconds_per_row=0.02, partial_path=partial)
     document = json.loads(partial.read_text())
     for row in document["rows"]:
         row["p90_ms"] = 12345.0
@@ -108,18 +116,19 @@ def test_rows_of_another_build_are_not_taken(units: list, tmp_path: Path, damage
         document["rows"][0]["p50_ms"] = -1.0
     partial.write_text("{" if damage == "text" else json.dumps(document))
     threads = 2 if damage == "threads" else 1
-    rows = build_rows(units, seconds_per_row=0.02, partial_path=partial, threads=threads)
+    rows = build_rows(here, units, seconds_per_row=0.02, partial_path=partial, threads=threads)
     assert rows[0].p90_ms < 12345.0
 
 
-def test_the_empty_graph_is_needed(units: list) -> None:
+def test_the_empty_graph_is_needed(here: Target, units: list) -> None:
     with pytest.raises(ValueError, match="needs the model of the FIXED workload"):
-        build_rows(units[1:])
+        build_rows(here, units[1:])
 
 
-def test_networks_come_back_in_order(conv: Callable[..., bytes]) -> None:
+def test_networks_come_back_in_order(here: Target, conv: Callable[..., bytes]) -> None:
     steps: list[int] = []
     medians = measure_networks(
+        here,
         [conv(48, 32), conv(4, 8), conv(48, 32, layers=2)],
         seconds=0.2,
         progress=lambda _, done, __: steps.append(done),

@@ -34,7 +34,7 @@ def built(target: str, name: str) -> Path:
 
 
 def emulator(root: Path | str = AARCH64_ROOT) -> list[str]:
-    """The command that runs an aarch64 program. root: its C library, and files that it sees in place of this system's."""
+    """The command that runs an aarch64 program. root: its C library, and files in place of this system's."""
     program = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
     if program is None:
         missing("needs qemu-aarch64 (Debian: apt install qemu-user)")
