@@ -9,6 +9,7 @@ extern const Isa kPortable;
 #if defined(__x86_64__) || defined(_M_X64)
 extern const Isa kAvx2;
 extern const Isa kAvx512;
+extern const NhwcIsa kAvx512Nhwc;
 #elif defined(__aarch64__)
 extern const Isa kNeon;
 #endif
@@ -22,7 +23,7 @@ std::vector<Path> find_paths() {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back({kAvx2.name, &kAvx2});
   if (__builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512f") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-    found.push_back({kAvx512.name, &kAvx512});
+    found.push_back({kAvx512.name, &kAvx512, &kAvx512Nhwc});
   }
 #elif defined(__aarch64__)
   found.push_back({kNeon.name, &kNeon});

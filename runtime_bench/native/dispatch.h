@@ -8,10 +8,13 @@
 
 namespace bnas {
 
+struct NhwcIsa;
+
 // Null in the table means "reference": the naive loops that are the specification.
 struct Path {
   const char* name;  // "reference", "portable", "avx2", "avx512", "neon"
   const Isa* isa;
+  const NhwcIsa* nhwc = nullptr;  // null: images with channels beside each other go through `isa`, see nhwc.h
 };
 
 // The paths this processor can run, the slowest first; never empty.

@@ -56,11 +56,13 @@ class UnitBuilder {
       return take_front(node, node.inputs[0]);
     }
     const bool adds = node.builtin == kAdd;
-    if (!unit.from_values || unit.shift >= 0 || (!adds && node.builtin != kSub) || node.inputs.size() != 2) return false;
+    if (!unit.from_values || unit.shift >= 0 || (!adds && node.builtin != kSub) || node.inputs.size() != 2)
+      return false;
     if (node.activation != kNoActivation) return false;
     const Tensor& x = tensor_at(context_, node.inputs[0], "x");
     const Tensor& difference = tensor_at(context_, unit.input, "x - shift");
-    if (!is_float(x) || !same_dims(x, difference) || !per_channel(context_, node.inputs[1], channels_of(x))) return false;
+    if (!is_float(x) || !same_dims(x, difference) || !per_channel(context_, node.inputs[1], channels_of(x)))
+      return false;
     unit.shift = node.inputs[1];
     unit.negate_shift = adds;
     return take_front(node, node.inputs[0]);
@@ -81,7 +83,8 @@ class UnitBuilder {
     const int other = node.inputs[0] == unit.output ? node.inputs[1] : node.inputs[0];
     if (other == unit.output) return false;
     if (node.builtin == kPrelu) {
-      if (activated || node.inputs[0] != unit.output || !per_channel(context_, other, channels_of(before))) return false;
+      if (activated || node.inputs[0] != unit.output || !per_channel(context_, other, channels_of(before)))
+        return false;
       unit.slope = other;
       return take_behind(node);
     }

@@ -16,7 +16,7 @@ inline constexpr char kQuantize[] = "LceQuantize", kDequantize[] = "LceDequantiz
 struct Operation {
   int index = -1;
   int builtin = -1;
-  std::string name;  // of a custom operator
+  std::string name;                  // of a custom operator
   std::vector<int> inputs, outputs;  // tensors, -1 for an absent one
   const void* options = nullptr;
   size_t options_size = 0;

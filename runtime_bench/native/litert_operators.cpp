@@ -1,8 +1,8 @@
 #include "litert_operators.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <stdexcept>
 
@@ -181,8 +181,7 @@ class Conv : public Operator {
     }
     shape_.pad_top = shape_.pad_left = shape_.pad_bottom = shape_.pad_right = 0;
     if (shape_.height >= 1 && shape_.height <= kMostSize && shape_.width >= 1 && shape_.width <= kMostSize &&
-        shape_.kernel_h >= 1 && shape_.kernel_h <= kMostSize && shape_.kernel_w >= 1 &&
-        shape_.kernel_w <= kMostSize) {
+        shape_.kernel_h >= 1 && shape_.kernel_h <= kMostSize && shape_.kernel_w >= 1 && shape_.kernel_w <= kMostSize) {
       set_pads(same_, shape_.height, shape_.kernel_h, shape_.stride_h, shape_.dilation_h, &shape_.pad_top,
                &shape_.pad_bottom);
       set_pads(same_, shape_.width, shape_.kernel_w, shape_.stride_w, shape_.dilation_w, &shape_.pad_left,
@@ -202,7 +201,9 @@ class Conv : public Operator {
     if (output_ == kInt32) {
       const Tensor& limits = constant_at(context, unit_.conv.inputs[4], kInt32, "the threshold");
       if (element_count(limits) != outputs) refuse("the threshold is " + dims_text(limits) + ", not one per channel");
-      limits_.assign(limits.data.i32, limits.data.i32 + outputs);
+      for (int64_t c = 0; c < outputs; ++c) {  // counts are below 2^23
+        limits_.push_back(std::clamp(limits.data.i32[c], -(1 << 24), 1 << 24));
+      }
     } else if (output_ == kFloat32 || output_ == kInt8) {
       scale_ = channels(context, unit_.conv.inputs[2], "the multiplier");
       bias_ = channels(context, unit_.conv.inputs[3], "the bias");
@@ -292,7 +293,7 @@ class OneToOne : public Operator {
 
 class Quantize : public OneToOne {
  public:
-  explicit Quantize(const Operation& operation) : OneToOne(operation) {}
+  Quantize(const Operation& operation, const Path& path) : OneToOne(operation), path_(path) {}
 
   void prepare(Context* context) override {
     const Tensor& x = input(context);
@@ -311,10 +312,13 @@ class Quantize : public OneToOne {
     Tensor& x = input(context);
     uint32_t* y = data_of<uint32_t>(output(context), rows_ * words_of(channels_), "y");
     const int64_t count = rows_ * channels_;
-    if (x.type == kFloat32) return nhwc_pack(rows_, channels_, data_of<float>(x, count, "x"), y, host);
+    if (x.type == kFloat32) return nhwc_pack(path_, rows_, channels_, data_of<float>(x, count, "x"), y, host);
     // A bool is negative if it is false.
     nhwc_pack(rows_, channels_, data_of<int8_t>(x, count, "x"), x.type == kInt8 ? x.params.zero_point : 1, y, host);
   }
+
+ private:
+  Path path_;
 };
 
 class Dequantize : public OneToOne {
@@ -402,7 +406,7 @@ std::unique_ptr<Operator> make_operator(const Context* context, const std::vecto
                                         const Path& path) {
   if (operations.size() == 1) {
     const Operation& only = operations[0];
-    if (only.name == kQuantize) return std::make_unique<Quantize>(only);
+    if (only.name == kQuantize) return std::make_unique<Quantize>(only, path);
     if (only.name == kDequantize) return std::make_unique<Dequantize>(only);
     if (only.name == kMaxPool) return std::make_unique<MaxPool>(only);
   }

@@ -51,16 +51,20 @@ class NhwcConv {
   void run(const ConvShape& shape, const NhwcImage& x, const NhwcAffine& affine, float* y, const Host& host);
   void run_int8(const ConvShape& shape, const NhwcImage& x, const NhwcInt8& quantized, int8_t* y, const Host& host);
 
-  // bit = fan_in - d > 2 * limits[o], y: bits as in NhwcImage. limits: int32 [out_channels].
+  // bit = fan_in - d > 2 * limits[o], y: bits as in NhwcImage. limits: int32 [out_channels], of at most 2^24 in size.
   void run_bits(const ConvShape& shape, const NhwcImage& x, const int32_t* limits, uint32_t* y, const Host& host);
 
  private:
   struct Plan;
 
   void plan_for(const ConvShape& shape);
+  void add_classes(Plan* plan) const;
   void pack(const NhwcImage& x, const Host& host) const;
   template <typename Use>
   void count(const Host& host, const Use& use) const;
+  template <typename Run>
+  void on_path(const Host& host, const Run& run) const;
+  const int32_t* pads_of(int64_t position, int64_t group) const;
 
   ConvShape shape_;
   bool zero_pads_;
@@ -73,7 +77,7 @@ class NhwcConv {
 };
 
 // values [rows, channels] -> bits [rows, words_of(channels)], 1 where the value is less than `limit`.
-void nhwc_pack(int64_t rows, int64_t channels, const float* values, uint32_t* bits, const Host& host);
+void nhwc_pack(const Path& path, int64_t rows, int64_t channels, const float* values, uint32_t* bits, const Host& host);
 void nhwc_pack(int64_t rows, int64_t channels, const int8_t* values, int limit, uint32_t* bits, const Host& host);
 
 // The reverse: `plus` where the bit is 0, `minus` where it is 1.
