@@ -78,7 +78,7 @@ class Facts:
 
     @property
     def core_groups(self) -> list[dict[str, Any]]:
-        """[{"core", "mhz", "cpus"}], fastest first: the CPUs that are alike by name and highest clock, None if unknown."""
+        """[{"core", "mhz", "cpus"}], fastest first: alike by name and highest clock, None if unknown."""
         kinds = self.core_kinds
         groups: dict[tuple[str | None, float | None], list[int]] = {}
         for number in range(self.cores):

@@ -14,9 +14,11 @@ from bnas.profiles.errors import InputError
 
 from .address import Address
 from .errors import DeviceError
-from .transport import PATIENCE, SLOWEST_LINE, Result, Source, Transport
+from .transport import PATIENCE, SLOWEST_LINE, Result, Source, Transport, size_of
 
 _OWN_WORDS = re.compile(r"^(adb|error): ", re.MULTILINE)  # how adb begins what it says itself
+PART = ".part"
+_ARRIVED = '[ "$(wc -c < "$1")" -eq "$3" ] && chmod 700 "$1" && mv "$1" "$2"'
 _STATES = {
     "unauthorized": "has not allowed debugging from this computer yet; look at its screen",
     "offline": "is offline; unplug it and plug it in again",
@@ -52,13 +54,19 @@ class Adb(Transport):
         return result.code != 0 and bool(_OWN_WORDS.search(result.err))
 
     def push(self, source: Source, target: str) -> None:
+        made = self.run(["mkdir", "-p", "-m", "700", target.rpartition("/")[0]])
+        if made.code:
+            raise DeviceError(f"cannot write to {self.name}: {made.reason}")
         with tempfile.TemporaryDirectory(prefix="bnas-") as folder:
             file = Path(folder, "file")  # under a name of ours: the user's never stands in a command
             if isinstance(source, bytes):
                 file.write_bytes(source)
             else:
                 shutil.copyfile(source, file)
-            self._move("push", str(file), target, file.stat().st_size)
+            self._move("push", str(file), target + PART, file.stat().st_size)
+            result = self.script(_ARRIVED, target + PART, target, str(size_of(source)))
+            if result.code:
+                raise DeviceError(f"cannot write to {self.name}: {result.reason}")
 
     def pull(self, source: str) -> bytes:
         with tempfile.TemporaryDirectory(prefix="bnas-") as folder:

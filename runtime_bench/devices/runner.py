@@ -11,9 +11,10 @@ from typing import Any
 from bnas.profiles.errors import InputError
 
 from .errors import ConnectionLost, DeviceError
-from .transport import PATIENCE, Transport
+from .transport import PATIENCE, Result, Transport
 
 WORK_S = 3600.0  # for a command that computes: a dead network is noticed sooner, by the transport
+MISTAKE = 2  # the runner's exit code for bad options
 # A shell waits for the runner, so that the exit code tells which signal ended it, whatever lies in between.
 _WAITING = '"$@"; exit $?'
 # What a shell (126, 127) or the loader says of a program that cannot be started.
@@ -30,9 +31,12 @@ class Runner:
         self._transport = transport
         self._started = transport.start(["sh", "-c", _WAITING, "sh", *argv])
         self._lost: ConnectionLost | None = None
+        self._code = 0
         try:
             self.hello = self.ask("hello", timeout=PATIENCE)
         except ConnectionLost as error:
+            if self._code == MISTAKE:
+                raise InputError(str(error)) from None
             raise DeviceError(f"the runner does not start: {error}") from None
         except BaseException:
             self.close()
@@ -47,15 +51,18 @@ class Runner:
             self._started.write("\t".join(map(str, fields)))
             line = self._started.line(timeout)
         except TimeoutError:
-            raise self._gone(f"{self._transport.name} did not answer within {timeout:.0f} s") from None
+            self.close()
+            self._lost = ConnectionLost(f"{self._transport.name} did not answer within {timeout:.0f} s")
+            raise self._lost from None
         except OSError:
             line = None
         if line is None:
-            raise self._gone(self._cause())
+            raise self._ended()
         try:
             answer = json.loads(line)
         except ValueError:
-            raise self._gone(f"{self._transport.name} answered {line[:80]!r}, which is no JSON") from None
+            self.close()
+            raise DeviceError(f"{self._transport.name} answered {line[:80]!r}, which is no JSON") from None
         if "error" in answer:
             kind = InputError if answer.get("kind") == "mistake" else DeviceError
             raise kind(answer["error"])
@@ -68,25 +75,24 @@ class Runner:
             self._started.hang_up()
             self._started.ended()
 
-    def _gone(self, reason: str) -> ConnectionLost:
-        self.close()
-        self._lost = ConnectionLost(reason)
-        return self._lost
-
-    def _cause(self) -> str:
-        """Why the server does not answer, told by how it ended."""
+    def _ended(self) -> ConnectionLost:
+        """Why the server does not answer any more, told by how it ended."""
         self._started.hang_up()
         result = self._started.ended()
+        self._code = result.code
+        self._lost = ConnectionLost(self._reason(result))
+        return self._lost
+
+    def _reason(self, result: Result) -> str:
         name = self._transport.name
         if self._transport.lost(result):
             return f"the connection to {name} is lost: {result.reason}"
         if reason := _NO_START.get(result.code):
-            return f"{reason} ({result.reason})"
+            return f"on {name}, {reason} ({result.reason})"
         number = result.code - 128 if result.code > 128 else -result.code
         if number > 0:
             return f"on {name}, the runner was ended by {_signal(number)}"
-        said = re.sub(r"^\S*bnas-runner: ", "", result.reason)
-        return f"on {name}, the runner ended: {said}"
+        return f"on {name}, the runner ended: {re.sub(r'^.*bnas-runner: ', '', result.reason)}"
 
 
 def _signal(number: int) -> str:

@@ -17,7 +17,13 @@ from typing import IO
 from .errors import ConnectionLost, DeviceError
 
 Source = bytes | Path
-SHELL_PUSH = 'cat > "$1.$$" && mv "$1.$$" "$1" || { code=$?; rm -f "$1.$$"; exit "$code"; }'
+# Makes the folder of file $1, and the file from what comes in, which has to be $2 bytes; whole or not at all.
+SHELL_PUSH = """
+umask 077
+mkdir -p "${1%/*}" && cat > "$1.$$" && [ "$(wc -c < "$1.$$")" -eq "$2" ] && chmod 700 "$1.$$" && mv "$1.$$" "$1" && exit
+rm -f "$1.$$"
+exit 1
+"""
 SHELL_PULL = 'cat "$1"'
 PATIENCE = 60.0  # seconds for a command that has next to nothing to do
 SLOWEST_LINE = 50_000  # bytes a second below which a file transfer counts as stuck
@@ -40,6 +46,10 @@ class Result:
         """Its last words, for a message."""
         lines = [line.strip() for line in self.err.splitlines() if line.strip()]
         return lines[-1][:300] if lines else f"exit code {self.code}"
+
+
+def size_of(source: Source) -> int:
+    return len(source) if isinstance(source, bytes) else source.stat().st_size
 
 
 class Started:
@@ -85,7 +95,7 @@ class Started:
             self.process.stdin.close()
 
     def ended(self, timeout: float = 15.0) -> Result:
-        """Waits for the end; what does not end is killed."""
+        """Waits for the end; what does not end is killed. To be called once."""
         try:
             code = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -159,9 +169,9 @@ class Transport:
         return Started(self.command(argv))
 
     def push(self, source: Source, target: str) -> None:
-        """Write a file there, whole or not at all. Raises DeviceError with the system's words if it cannot."""
-        size = len(source) if isinstance(source, bytes) else source.stat().st_size
-        result = self.script(SHELL_PUSH, target, stdin=source, timeout=PATIENCE + size / SLOWEST_LINE)
+        """Write a file there, and the folder it lies in. Raises DeviceError with the system's words if it cannot."""
+        size = size_of(source)
+        result = self.script(SHELL_PUSH, target, str(size), stdin=source, timeout=PATIENCE + size / SLOWEST_LINE)
         if result.code:
             raise DeviceError(f"cannot write to {self.name}: {result.reason}")
 

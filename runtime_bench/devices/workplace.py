@@ -12,11 +12,12 @@ from types import TracebackType
 from bnas.profiles.errors import InputError
 
 from .errors import ConnectionLost, DeviceError
-from .transport import PATIENCE, Source, Transport
+from .transport import PATIENCE, Source, Transport, size_of
 
 PARENT = "BNAS_DEVICE_FOLDER"  # where on the device the folder is made
 PREFIX = "bnas-"
 KEPT = "bnas-kit"
+UNCHECKED = 2**20  # bytes for which the room is not asked beforehand: a full disk is noticed then, too
 SPARE_MB = 8  # for what runs write: traces, inputs, outputs
 
 # Makes the folder, says its name and waits: when its standard input ends, because we closed it, were killed, or the
@@ -114,41 +115,32 @@ class Workplace:
 
     def _put(self, folder: str, files: Mapping[str, Source]) -> dict[str, str]:
         places = {name: f"{folder}/{_digest(source)}/{name}" for name, source in files.items()}
-        missing = {name: source for name, source in files.items() if self._there.get(places[name]) != _size(source)}
-        self._check_room(folder, sum(map(_size, missing.values())))
+        missing = {name: source for name, source in files.items() if self._there.get(places[name]) != size_of(source)}
+        if (size := sum(map(size_of, missing.values()))) > UNCHECKED:
+            self._check_room(folder, size)
         for name, source in missing.items():
             self._push(source, places[name])
         return places
 
     def _push(self, source: Source, path: str) -> None:
-        made = self._transport.run(["mkdir", "-p", "-m", "700", "--", path.rpartition("/")[0]])
-        if made.code:
-            raise self._full_or(DeviceError(f"cannot write to {self._transport.name}: {made.reason}"), source, path)
         try:
             self._transport.push(source, path)
         except ConnectionLost:
             raise
         except DeviceError as error:
             raise self._full_or(error, source, path) from None
-        check = self._transport.script('chmod 700 "$1" && wc -c < "$1"', path)
-        if check.code or check.text.strip() != str(_size(source)):
-            raise self._full_or(
-                DeviceError(f"a file arrived on {self._transport.name} with another size: {check.text.strip()}"),
-                source,
-                path,
-            )
-        self._there[path] = _size(source)
+        self._there[path] = size_of(source)
 
     def _check_room(self, folder: str, size: int) -> None:
         free = self._free(folder)
-        if size and free is not None and free < size + SPARE_MB * 2**20:
+        if free is not None and free < size + SPARE_MB * 2**20:
             raise _full(size, free, folder)
 
     def _full_or(self, error: DeviceError, source: Source, path: str) -> DeviceError:
         """The error in other words if the disk is full."""
         folder = path.rpartition("/")[0]
         if "No space left" in str(error) or "quota" in str(error).lower() or "too large" in str(error):
-            return _full(_size(source), self._free(folder.rpartition("/")[0]) or 0, folder.rpartition("/")[0])
+            return _full(size_of(source), self._free(folder.rpartition("/")[0]) or 0, folder.rpartition("/")[0])
         return error
 
     def _free(self, folder: str) -> int | None:
@@ -177,7 +169,3 @@ def _full(size: int, free: int, folder: str) -> DeviceError:
 def _digest(source: Source) -> str:
     data = source if isinstance(source, bytes) else source.read_bytes()
     return hashlib.sha256(data).hexdigest()[:16]
-
-
-def _size(source: Source) -> int:
-    return len(source) if isinstance(source, bytes) else source.stat().st_size

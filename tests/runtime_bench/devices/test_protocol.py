@@ -1,0 +1,162 @@
+"""The same questions to every kind of device, and nothing left behind by any of them."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bnas.profiles.errors import InputError
+from bnas.runtime_bench import machine
+from bnas.runtime_bench.devices import open_device
+from bnas.runtime_bench.engines import open_engine
+
+from .conftest import NEAR, URLS
+
+UGLY = [
+    "a b.onnx",
+    'it\'s "this".onnx',
+    "x;touch pwned;.onnx",
+    "$(touch pwned).onnx",
+    "two\nlines\ttab.onnx",
+    "-rf.onnx",
+]
+
+
+@pytest.mark.parametrize("url", URLS, indirect=True)
+def test_whole_protocol(url: str, network: bytes, images: np.ndarray, device_folder: Path) -> None:
+    with open_device(url) as target:
+        emulated = "emulator" in url
+        assert (target.url, target.local, target.emulated) == (url, url == "local", emulated)
+        found = target.describe()
+        assert json.loads(json.dumps(found)) == found and found.keys() == machine.describe().keys()
+        assert found["arch"] == ("aarch64" if emulated else machine.here().arch)
+        assert found["onnxruntime"] and found["memory_mb"] > 0 and found["cpus"]
+        assert (target.fingerprint() == machine.fingerprint()) is not emulated
+        assert target.usable_cores() == len(found["cpus"]) == machine.usable_cores()
+        assert set(target.state()) == {"governor", "clock_mhz", "limit_mhz", "temperature_c", "throttled"}
+        assert (target.bound_gmacs() is None) is emulated
+        engine = target.engine()
+        assert engine.name.startswith("native-") and engine.runtime == "onnxruntime" and engine.version
+
+        kernels, bodies = target.open(network, 1), target.open(network, 1, kernels=False)
+        assert (kernels.name, kernels.version, kernels.operators) == (engine.name, engine.version, engine.operators)
+        assert (bodies.name, bodies.operators) == ("function-float", None)
+        for session in (kernels, bodies):
+            assert session.input_shape == (32, 8, 8) and session.input_layout == "NCHW" and session.load_ms > 0
+            assert session.means_of is None
+            samples = session.timed(1, 4)
+            assert len(samples) == 4 and all(isinstance(ns, int) and ns > 0 for ns in samples)
+            np.testing.assert_allclose(session.infer(images), open_engine(network).run(images), rtol=1e-5, atol=1e-5)
+        kernels.close()
+        kernels.close()
+
+        taken = target.memory(network, 1)
+        assert taken is None if emulated else taken and 0 < taken["base_bytes"] <= taken["peak_bytes"]
+        nodes = target.unit_profile(network, 1, 3)
+        assert {"BinaryConv2d"} <= {node["op"] for node in nodes} and all(node["ms"] >= 0 for node in nodes)
+    assert list(device_folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", URLS, indirect=True)
+def test_file_names_mean_nothing_to_a_shell(url: str, network: bytes, tmp_path: Path, device_folder: Path) -> None:
+    before = os.environ.copy()
+    names = UGLY if url in ("local", "ssh://board", "adb:SERIAL-1") else UGLY[:1]
+    with open_device(url) as target:
+        for name in names:
+            (tmp_path / name).write_bytes(network)
+            assert target.open(tmp_path / name).timed(0, 1)
+    assert dict(os.environ) == dict(before)
+    for folder in (tmp_path, device_folder, Path.cwd(), Path.home()):
+        assert not list(folder.glob("pwned*")) and not list(folder.glob("x"))
+    assert list(device_folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["adb"], indirect=True)
+def test_no_user_string_is_in_a_command(url: str, network: bytes, tmp_path: Path, adb_log: Path) -> None:
+    path = tmp_path / "the-users;name$(id).onnx"
+    path.write_bytes(network)
+    with open_device(url) as target:
+        session = target.open(path)
+        session.infer(np.zeros((1, 32, 8, 8), np.float32))
+        target.memory(path, 1), target.unit_profile(path, 1, 1)
+    asked = adb_log.read_text()
+    assert asked.count("\n") > 10 and "users" not in asked
+
+
+@pytest.mark.parametrize("url", ["local", "ssh"], indirect=True)
+def test_weights_beside_the_file_are_taken_along(url: str, tmp_path: Path) -> None:
+    import onnx
+    from onnx import helper, numpy_helper
+
+    weights = np.random.default_rng(0).standard_normal((8, 3, 3, 3)).astype(np.float32)
+    shapes = [helper.make_tensor_value_info(name, 1, [1, channels, 9, 9]) for name, channels in (("x", 3), ("y", 8))]
+    node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+    graph = helper.make_graph([node], "outside", shapes[:1], shapes[1:], [numpy_helper.from_array(weights, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    whole = model.SerializeToString()
+    path = tmp_path / "outside.onnx"
+    onnx.save_model(model, path, save_as_external_data=True, location="weights beside", size_threshold=0)
+    x = np.random.default_rng(1).standard_normal((1, 3, 9, 9)).astype(np.float32)
+    with open_device(url) as target:
+        np.testing.assert_allclose(target.open(path).infer(x), open_engine(whole).run(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("url", ["local", *NEAR], indirect=True)
+def test_bad_files_and_choices_are_named(url: str, network: bytes, tmp_path: Path, device_folder: Path) -> None:
+    broken = tmp_path / "cut; off.onnx"
+    broken.write_bytes(network[: len(network) // 2])
+    with open_device(url) as target:
+        with pytest.raises(InputError, match=r"cut; off\.onnx"):
+            target.open(broken)
+        with pytest.raises(InputError, match="does not exist"):
+            target.open(tmp_path / "absent.onnx")
+        with pytest.raises(InputError, match="threads must be at least 1, got 0"):
+            target.open(network, 0)
+        with pytest.raises(InputError, match="takes images of shape"):
+            target.open(network).infer(np.zeros((1, 31, 8, 8), np.float32))
+        assert target.open(network).timed(0, 1), "a refused file does not end the connection"
+    with pytest.raises(InputError, match="no CPU 999"), open_device(url, cpus="999"):
+        pass
+    assert list(device_folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["local", *NEAR], indirect=True)
+def test_chosen_cpus_and_path(url: str, network: bytes) -> None:
+    chosen = machine.usable_cpus()[-1:]
+    before = machine.usable_cpus(), os.environ.get("BNAS_ISA")
+    with open_device(url, cpus=str(chosen[0]), isa="portable") as target:
+        assert target.describe()["cpus"] == list(chosen) and target.usable_cores() == 1
+        assert target.engine().name == target.open(network).name == "native-portable"
+    assert (machine.usable_cpus(), os.environ.get("BNAS_ISA")) == before
+    with pytest.raises(InputError, match="nonsense"), open_device(url, isa="nonsense") as target:
+        target.engine()
+
+
+@pytest.mark.parametrize("url", NEAR, indirect=True)
+def test_kept_files_are_not_pushed_again(url: str, network: bytes, device_folder: Path) -> None:
+    def kept() -> dict[str, int]:
+        files = (path for path in device_folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(device_folder)): path.stat().st_mtime_ns for path in files}
+
+    with open_device(url, keep=True) as target:
+        target.open(network)
+    first = kept()
+    assert first and all(name.startswith("bnas-kit/") and "model" not in name for name in first)
+    truncated = next(device_folder.rglob("libbnas_ort.so"))
+    truncated.write_bytes(b"")
+    with open_device(url, keep=True) as target:
+        assert target.open(network).timed(0, 1)
+    second = kept()
+    changed = {name for name in first if first[name] != second[name]}
+    assert first.keys() == second.keys() and changed == {str(truncated.relative_to(device_folder))}
+
+
+@pytest.mark.parametrize("url", ["emulator"], indirect=True)
+def test_same_classes_on_another_processor(url: str, network: bytes, images: np.ndarray) -> None:
+    here = open_engine(network).run(images).mean((2, 3)).argmax(1)
+    with open_device(url) as target:
+        there = target.open(network).infer(images).mean((2, 3)).argmax(1)
+    assert len(set(here)) > 3
+    np.testing.assert_array_equal(here, there)
