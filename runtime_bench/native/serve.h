@@ -32,7 +32,7 @@ class Connection {
   int64_t asked_ns_ = 0;
 };
 
-// Answers until the connection is over or `quit`; see docs/devices.md for the commands. `operators` may be null.
+// Answers until the connection is over or `quit`; docs/kernels.md has the commands. `operators` may be null.
 void serve(Connection* connection, const Runtime& runtime, const OperatorLibrary* operators);
 
 }  // namespace bnas
