@@ -11,3 +11,13 @@ def ops_library_path() -> str:
     from bnas.runtime_bench import native_library
 
     return str(native_library.path_of(native_library.LIBRARY))
+
+
+def litert_delegate_path() -> str:
+    """Where the delegate lies that runs Larq Compute Engine's operators in stock LiteRT, for its `load_delegate`.
+
+    Raises InputError, saying how to get it, if it was not built when bnas was installed.
+    """
+    from bnas.runtime_bench import native_library
+
+    return str(native_library.path_of(native_library.LITERT))

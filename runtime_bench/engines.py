@@ -1,8 +1,9 @@
 """Engines: one interface to a network file, whichever runtime executes it, with the name of what really runs."""
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -11,16 +12,21 @@ from bnas.profiles.schema import EngineInfo
 
 from . import native_library, network_file
 from .lce_engine import LceEngine
+from .litert_engine import LiteRtEngine, find_host
 from .ort_engine import FUNCTION_FLOAT, OrtEngine
 
 # They stand in for a fast one: float function bodies, LCE's portable kernels, and ours that are the specification.
-FALLBACKS = frozenset({FUNCTION_FLOAT, "lce-portable", native_library.REFERENCE})
+FALLBACKS = frozenset({FUNCTION_FLOAT, "lce-portable", native_library.REFERENCE, native_library.LITERT_REFERENCE})
+
+TfliteEngine = Literal["litert", "lce"]
 
 
 class Engine(Protocol):
     """A loaded network file. Arrays are in the file's own layout, the batch axis first."""
 
-    name: str  # what computes: native-avx512 (or another path), function-float, onnxruntime, lce, lce-portable
+    # What computes: native-avx512 or litert-native-avx512 (or another path), function-float, onnxruntime, litert, lce,
+    # lce-portable.
+    name: str
     runtime: str
     version: str
     operators: str | None  # version of our operator library where it computes
@@ -49,22 +55,37 @@ class Engine(Protocol):
         """A function that runs the network once on fixed random inputs, with as little around it as possible."""
 
 
+TFLITE_ENGINES: dict[TfliteEngine, type[LiteRtEngine] | type[LceEngine]] = {"litert": LiteRtEngine, "lce": LceEngine}
+
+
 def open_engine(
-    source: network_file.Source, threads: int = 1, *, extra_outputs: Sequence[str] = (), kernels: bool = True
+    source: network_file.Source,
+    threads: int = 1,
+    *,
+    extra_outputs: Sequence[str] = (),
+    kernels: bool = True,
+    tflite: TfliteEngine | None = None,
 ) -> Engine:
     """Load a .onnx or .tflite file, or its bytes, on `threads` threads. Raises InputError naming a file that is bad,
     or a path in BNAS_ISA that this processor does not have.
 
     extra_outputs: names of inner tensors that `run_all` shall return too. kernels: whether a .onnx with our operators
-    runs on our kernels, where they were built; otherwise the function bodies in the file are run.
+    runs on our kernels, where they were built; otherwise the function bodies in the file are run. tflite: what runs a
+    .tflite; None is LiteRT with our kernels, or Larq Compute Engine where one of the two is missing and that is there.
     """
     if threads < 1:
         raise InputError(f"threads must be at least 1, got {threads}")
     data, where, suffix = network_file.read(source)
     if suffix == ".tflite":
-        return LceEngine(data, where, threads, extra_outputs)
+        engine = TFLITE_ENGINES[tflite or _tflite_engine()]
+        return engine(data, where, threads, extra_outputs)
     path = None if isinstance(source, bytes) else Path(source)
     return OrtEngine(data, where, threads, extra_outputs, kernels=kernels, path=path)
+
+
+def _tflite_engine() -> TfliteEngine:
+    ready = find_host() is not None and native_library.litert_library() is not None
+    return "lce" if not ready and importlib.util.find_spec("larq_compute_engine") is not None else "litert"
 
 
 def onnx_engine() -> EngineInfo:
@@ -82,5 +103,5 @@ def onnx_engine() -> EngineInfo:
 
 def may_claim_speedup(engine_name: str) -> bool:
     """Only kernels meant to be fast may be compared for speed: ours but the naive ones, and LCE's on ARM."""
-    ours = engine_name.startswith(native_library.PREFIX) and engine_name != native_library.REFERENCE
-    return ours or engine_name == "lce"
+    ours = engine_name.startswith((native_library.PREFIX, native_library.LITERT_PREFIX))
+    return (ours and engine_name not in FALLBACKS) or engine_name == "lce"

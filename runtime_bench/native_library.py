@@ -7,11 +7,14 @@ from pathlib import Path
 from bnas.profiles.errors import InputError
 
 LIBRARY = "libbnas_ort.so"  # the operators of domain ai.bnas for onnxruntime
+LITERT = "libbnas_litert.so"  # Larq Compute Engine's operators for LiteRT, an external delegate
 RUNNER = "bnas-runner"
 # Those in it; a file with others runs by its function bodies, and says so.
 OPERATORS = frozenset({"BinaryConv2d", "BinaryConv2dFromBits", "BinaryConv2dBits", "PackSigns", "BinaryMaxPool2d"})
 PREFIX = "native-"  # of the engine's name; the path follows: native-avx512
 REFERENCE = PREFIX + "reference"  # the naive loops that are the specification: no speed is claimed for them
+LITERT_PREFIX = "litert-" + PREFIX  # of the engine's name where the delegate computes: litert-native-avx512
+LITERT_REFERENCE = "litert-" + REFERENCE
 NOT_BUILT = (
     "the native kernels of bnas were not built when it was installed; install a C++17 compiler (Debian: apt install "
     "g++), then bnas again, where its pyproject.toml lies: pip install --force-reinstall --no-deps --no-cache-dir ."
@@ -29,7 +32,7 @@ def library_for(operators: Collection[str]) -> Path | None:
 
 
 def path_of(name: str) -> Path:
-    """LIBRARY or RUNNER. Raises InputError, saying how to get it, if it was not built."""
+    """LIBRARY, LITERT or RUNNER. Raises InputError, saying how to get it, if it was not built."""
     path = _built(name)
     if path is None:
         raise InputError(f"{name} is missing: {NOT_BUILT}")
@@ -50,6 +53,24 @@ def engine_name() -> str:
 def version() -> str:
     """Of the operator library. Raises InputError if it was not built."""
     return _call(path_of(LIBRARY), "bnas_native_version")
+
+
+def litert_library() -> Path | None:
+    """The delegate, None if it was not built."""
+    return _built(LITERT)
+
+
+def litert_engine_name() -> str:
+    """`litert-native-avx512` or what else the delegate runs here and now. Raises as `engine_name` does."""
+    isa = _call(path_of(LITERT), "bnas_isa")
+    if not isa:
+        raise InputError(_wrong_isa())
+    return LITERT_PREFIX + isa
+
+
+def litert_version() -> str:
+    """Of the delegate. Raises InputError if it was not built."""
+    return _call(path_of(LITERT), "bnas_native_version")
 
 
 def bound_gmacs(seconds: float = 0.2) -> float | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -10,6 +11,7 @@ import pytest
 from bnas.profiles.errors import InputError
 from bnas.runtime_bench import machine
 from bnas.runtime_bench.engines import may_claim_speedup, onnx_engine, open_engine
+from bnas.runtime_bench.litert_engine import find_host
 
 RNG = np.random.default_rng(0)
 
@@ -156,10 +158,20 @@ def test_an_operator_nobody_knows(tmp_path: Path) -> None:
     assert "onnxruntime cannot load it" in refusal(model.SerializeToString())
 
 
-def test_tflite_results_and_metadata(tflite: Path) -> None:
-    engine = open_engine(tflite, threads=2)
-    assert engine.name == ("lce" if machine.is_arm64() else "lce-portable")
-    assert (engine.runtime, engine.threads) == ("larq-compute-engine", 2)
+@pytest.fixture(params=["litert", "lce"])
+def tflite_engine(request: pytest.FixtureRequest) -> Any:
+    """What runs a .tflite. The files here hold none of our operators, and need no delegate."""
+    return request.param
+
+
+def test_tflite_results_and_metadata(tflite: Path, tflite_engine: Any) -> None:
+    engine = open_engine(tflite, threads=2, tflite=tflite_engine)
+    if tflite_engine == "lce":
+        assert engine.name == ("lce" if machine.is_arm64() else "lce-portable")
+        assert engine.runtime == "larq-compute-engine"
+    else:
+        assert (engine.name, engine.runtime) == ("litert", find_host())
+    assert (engine.operators, engine.threads) == (None, 2)
     assert (engine.input_layout, engine.input_shape) == ("NHWC", (3, 4, 5))
     assert engine.metadata == {"classes": ["a", "b"]}
     x = RNG.standard_normal((3, 3, 4, 5)).astype(np.float32).transpose(0, 2, 3, 1)  # not contiguous
@@ -172,43 +184,53 @@ def test_tflite_results_and_metadata(tflite: Path) -> None:
     assert engine.random_input(RNG).shape == (1, 4, 5, 3)
     with pytest.raises(InputError, match=r"takes images of shape \[1, 4, 5, 3\], got \[1, 3, 4, 5\]"):
         engine.run(np.zeros((1, 3, 4, 5), np.float32))
-    assert open_engine(tflite.read_bytes()).name == engine.name
+    assert open_engine(tflite.read_bytes(), tflite=tflite_engine).name == engine.name
 
 
-def test_extra_outputs_of_tflite(tflite: Path) -> None:
+def test_extra_outputs_of_tflite(tflite: Path, tflite_engine: Any) -> None:
     from tensorflow.lite.python import schema_py_generated as schema
 
     graph = schema.ModelT.InitFromPackedBuf(tflite.read_bytes(), 0).subgraphs[0]
     inner = graph.tensors[graph.operators[0].outputs[0]].name.decode()
-    engine = open_engine(tflite, extra_outputs=[inner])
+    engine = open_engine(tflite, extra_outputs=[inner], tflite=tflite_engine)
     x = engine.random_input(RNG)
     outputs = engine.run_all(x)
     assert len(outputs) == 2
     np.testing.assert_array_equal(outputs[inner], np.maximum(x, 0))
+    assert "unknown tensor 'y9'" in refusal(tflite, extra_outputs=["y9"], tflite=tflite_engine)
 
 
-def test_bad_tflite_files_get_one_line(tflite: Path, tmp_path: Path) -> None:
+def test_bad_tflite_files_get_one_line(tflite: Path, tmp_path: Path, tflite_engine: Any) -> None:
     whole = tflite.read_bytes()
     for name, data in {"cut": whole[: len(whole) // 2], "head": whole[:100], "text": b"hello" * 50}.items():
         path = tmp_path / f"{name}.tflite"
         path.write_bytes(data)
-        assert refusal(path).startswith(f"{path}: not a whole TFLite file")
+        assert refusal(path, tflite=tflite_engine).startswith(f"{path}: not a whole TFLite file")
 
 
 def test_a_missing_package_names_the_extra(tflite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "larq_compute_engine.tflite.python.interpreter", None)
-    assert refusal(tflite).endswith("needs Larq Compute Engine: pip install 'bnas[tflite]'")
+    assert refusal(tflite, tflite="lce").endswith("needs Larq Compute Engine: pip install 'bnas[tflite]'")
+    monkeypatch.setattr("bnas.runtime_bench.litert_engine.HOSTS", {"nobody": "no_such_module.interpreter"})
+    assert refusal(tflite, tflite="litert").endswith("needs LiteRT: pip install 'bnas[litert]'")
+
+
+def test_larq_runs_a_tflite_where_our_delegate_is_missing(tflite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bnas.runtime_bench.native.__path__", [])
+    assert open_engine(tflite).runtime == "larq-compute-engine"
 
 
 def test_who_may_claim_a_speedup() -> None:
     entitled = [
         name
         for name in (
-            *("function-float", "onnxruntime", "lce-portable", "lce", "analytic", "native-reference"),
-            *("native-portable", "native-avx2", "native-avx512", "native-neon"),
+            *("function-float", "onnxruntime", "litert", "lce-portable", "lce", "analytic"),
+            *("native-reference", "native-portable", "native-avx2", "native-avx512", "native-neon"),
+            *("litert-native-reference", "litert-native-avx512"),
         )
         if may_claim_speedup(name)
     ]
-    assert entitled == ["lce", "native-portable", "native-avx2", "native-avx512", "native-neon"]
+    native = ["native-portable", "native-avx2", "native-avx512", "native-neon"]
+    assert entitled == ["lce", *native, "litert-native-avx512"]
