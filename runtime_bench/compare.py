@@ -38,15 +38,16 @@ def bench_files(
     progress: Progress | None = None,
     *,
     each: bool = False,
-    blocks: int = BLOCKS,
+    blocks: int | None = None,
     seed: int = 0,
     partial: Path | None = None,
 ) -> dict[str, Any]:
     """Time every file (label -> path) on `target` at each thread count (default: one, and all usable cores).
 
-    A thread count gets `seconds` in `blocks` blocks; a block loads all files anew, in a random order, and times them in
-    turns. Blocks done are kept in `partial`: a later call for the same files, device and engine goes on with the rest.
-    The caller removes it. `each`: every file against the first; otherwise those entitled against their fastest rival.
+    A thread count gets `seconds` in `blocks` blocks (default: 10; 1 on an emulator, whose times mean nothing). A block
+    loads all files anew, in a random order, and times them in turns. Blocks done are kept in `partial`: a later call
+    for the same files, device and engine goes on with the rest. The caller removes it.
+    `each`: every file against the first; otherwise those entitled to a speed-up against their fastest rival.
 
     JSON-ready: "device", "environment" (with the device's states before, during and after, and "throttled": what
     slowed it meanwhile), "seconds", "results" (one per thread count and file: label, path, bytes, engine, runtime,
@@ -60,6 +61,7 @@ def bench_files(
     if not seconds > 0:
         raise InputError(f"seconds must be positive, got {seconds}")
     counts = list(dict.fromkeys(threads or (1, target.usable_cores())))
+    blocks = blocks or (1 if target.emulated else BLOCKS)
     environment, before = target.describe(), target.state()
     key = _key(target, files, seconds, blocks)
     done = _read_partial(partial, key)
@@ -76,7 +78,9 @@ def bench_files(
     taken = [block for count in counts for block in done if block["threads"] == count]
     throttled = throttling(before, [block["state"] for block in taken], after)
     memory = {label: target.memory(path, 1) or {} for label, path in files.items()}
-    results = [_result(label, Path(path), count, taken, memory[label]) for count in counts for label, path in files.items()]
+    results = [
+        _result(label, Path(path), count, taken, memory[label]) for count in counts for label, path in files.items()
+    ]
     document = {
         "device": {"url": target.url, "local": target.local, "emulated": target.emulated},
         "environment": {
@@ -87,7 +91,7 @@ def bench_files(
         },
         "seconds": seconds,
         "results": results,
-        "warnings": _warnings(results, throttled),
+        "warnings": _warnings(results, throttled, target.emulated),
     }
     return document | conclude(results, emulated=target.emulated, throttled=throttled, each=each)
 
@@ -128,7 +132,7 @@ def measure_block(
 def conclude(
     results: Sequence[dict[str, Any]], *, emulated: bool = False, throttled: Sequence[str] = (), each: bool = False
 ) -> dict[str, Any]:
-    """"comparisons", "speedups" and "no_speedup_reason" of results, as `bench_files` describes them.
+    """ "comparisons", "speedups" and "no_speedup_reason" of results, as `bench_files` describes them.
 
     Nothing is compared where an emulator ran the files or the processor was throttled, and no engine that only stands
     in for a fast one takes part.
@@ -216,10 +220,12 @@ def _result(label: str, path: Path, threads: int, blocks: Sequence[Block], memor
     }
 
 
-def _warnings(results: Sequence[dict[str, Any]], throttled: Sequence[str]) -> list[str]:
+def _warnings(results: Sequence[dict[str, Any]], throttled: Sequence[str], emulated: bool) -> list[str]:
     """What a reader must know before believing the numbers."""
     found = [f"throttled: {reason}" for reason in throttled]
     errors = {(r["label"], r["threads"]): _relative_error(r) for r in results}
+    if emulated:
+        return found
     worst = max(errors, key=lambda name: errors[name])
     if errors[worst] > NOISY:
         known = f"only to ±{errors[worst]:.0%}" if np.isfinite(errors[worst]) else "from one block, without an error"
@@ -230,7 +236,7 @@ def _warnings(results: Sequence[dict[str, Any]], throttled: Sequence[str]) -> li
     drift = _drift(results)
     if abs(drift.value - 1) > DRIFTING and not drift.holds(1.0):
         found.append(
-            f"the device changed its speed: runs took {drift.value:.2f} times as long in the second half as in the first"
+            f"the device changed its speed: runs took {drift.value:.2f} times as long in the second half of the bench"
         )
     return found
 

@@ -55,9 +55,10 @@ def build_rows(
     for number, (turn, workload) in enumerate(_turns(list(models), seed), start=1):
         taken = done.setdefault(workload.key, [])
         if len(taken) <= turn:
-            with closing(target.open(models[workload], threads)) as unit, closing(
-                target.open(models[FIXED], threads)
-            ) as empty:
+            with (
+                closing(target.open(models[workload], threads)) as unit,
+                closing(target.open(models[FIXED], threads)) as empty,
+            ):
                 taken.append(_measured_row(workload, unit.timed, empty.timed, seconds))
             if partial_path:
                 _write_partial(partial_path, key, done)

@@ -14,7 +14,7 @@ from ..console import Progress, output, progress, result, say
 from . import settings
 
 if TYPE_CHECKING:
-    from bnas.profiles.schema import EngineInfo, Profile
+    from bnas.profiles.schema import EngineInfo
     from bnas.runtime_bench.devices.target import Target
 
 TWINS = ("fp32", "int8")
@@ -130,7 +130,7 @@ def _is_file(target: str) -> bool:
 
 
 def _labelled(paths: list[Path]) -> dict[str, Path]:
-    """Names to tell the files by: their own, the whole path where two are called the same, a number for the same file."""
+    """Names to tell the files by: their own, the path where two are called the same, a number for the same file."""
     names = [path.name for path in paths]
     labels: dict[str, Path] = {}
     for path in paths:
@@ -175,8 +175,8 @@ def _predicted(run: runs.Run, document: dict, target: Target) -> dict:
     row = next((r for r in document["results"] if r["label"] == "onnx" and r["threads"] == profile.threads), None)
     if row is None or engine_of(row) != profile.engine:
         return predicted | {
-            "reason": f"predicted for {profile.engine.text} with {settings.threads_text(profile.threads)}, which was not measured; "
-            f"rebuild the profile: bnas profiles build --device {target.url}",
+            "reason": f"predicted for {profile.engine.text} with {settings.threads_text(profile.threads)}, which was not "
+            f"measured; rebuild the profile: bnas profiles build --device {target.url}",
         }
     deviation = row["p50_ms"] / found["predicted_ms"] - 1
     return predicted | {
@@ -244,24 +244,33 @@ def _show(document: dict) -> None:
     title = here["processor"] if document["device"]["local"] else f"{document['device']['url']}: {here['processor']}"
     if document["device"]["emulated"]:
         title += " (emulated: times say nothing about a device)"
-    table = Table("file", "engine", "threads", "p50", "95 %", "p90", "first run", "memory", "size", title=title)
+    times = Table("file", "engine", "threads", "p50", "known to", "p90", title=title)
+    loads = Table("file", "size", "memory", "to load", "first run")
     for row in document["results"]:
         high = row["p50_high_ms"]
-        memory = row["peak_bytes"] and (row["peak_bytes"] - (row["base_bytes"] or 0)) / 1e6
-        table.add_row(
+        error = (high - row["p50_low_ms"]) / 2 / row["p50_ms"] if high else None
+        times.add_row(
             row["label"], row["engine"], str(row["threads"]), format_ms(row["p50_ms"]),
-            f"{format_ms(row['p50_low_ms'])} to {format_ms(high)}" if high else "unknown", format_ms(row["p90_ms"]),
-            format_ms(row["first_run_ms"]), f"{memory:.1f} MB" if memory is not None else "unknown",
-            f"{row['bytes']:,} B",
+            f"±{error:.1%}" if error is not None else "unknown", format_ms(row["p90_ms"]),
         )  # fmt: skip
-    output.print(table)
+        if row["threads"] == document["results"][0]["threads"]:
+            peak = row["peak_bytes"]
+            loads.add_row(
+                row["label"], f"{row['bytes']:,} B",
+                f"{(peak - (row['base_bytes'] or 0)) / 1e6:.1f} MB" if peak is not None else "unknown",
+                format_ms(row["load_ms"]), format_ms(row["first_run_ms"]),
+            )  # fmt: skip
+    output.print(times)
+    output.print(loads)
     for label, nodes in document.get("units", {}).items():
-        _show_units(label, nodes)
+        if "twin" not in label:  # those of the twins are in the JSON
+            _show_units(label, nodes)
     if predicted := document.get("predicted"):
         text = f"predicted {predicted['text']} by {predicted['profile']}"
         if predicted["comparable"]:
             place = "inside" if predicted["inside_band"] else "outside"
-            text += f", measured {format_ms(predicted['measured_ms'])} ({predicted['deviation']:+.1%}, {place} that band)"
+            measured = format_ms(predicted["measured_ms"])
+            text += f", measured {measured} ({predicted['deviation']:+.1%}, {place} that band)"
         else:
             text += f"; not comparable: {predicted['reason']}"
         output.print(text, markup=False)

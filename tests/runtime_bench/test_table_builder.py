@@ -59,7 +59,9 @@ def test_the_row_is_the_unit_minus_the_empty_graph(here: Target, units: list, mo
     assert row.p10_ms == row.p50_ms == FLOOR_MS
 
 
-def test_an_interrupted_build_continues(here: Target, units: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_build_continues(
+    here: Target, units: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     partial = tmp_path / "partial.json"
 
     def stop(stage: str, done: int, total: int) -> None:
