@@ -68,23 +68,35 @@ void read_tensor(const ort::Api& api, const ort::TensorInfo* info, Port* port) {
   require_ok(api, ort::GetDimensions(api, info, port->dims.data(), rank));
 }
 
-// Normal floats and 0 or 1 as integers: indices that any table has. The same on every machine.
+// Normal floats, -1 and 1 in half precision, and 0 or 1 as integers: indices that any table has. The same on every
+// machine.
 class Random {
  public:
   void fill(Array* array) {
-    const size_t count = array->data.size() / array->kind->bytes;
-    uint8_t* target = array->data.data();
-    for (size_t i = 0; i < count; ++i, target += array->kind->bytes) {
-      if (array->kind->type == ort::kFloat) {
-        const float value = normal();
-        std::memcpy(target, &value, sizeof value);
-      } else {
-        *target = next() >> 63;  // the lowest byte; the others are 0
+    const size_t size = array->kind->bytes;
+    for (uint8_t *target = array->data.data(), *end = target + array->data.size(); target != end; target += size) {
+      switch (array->kind->type) {
+        case ort::kFloat:
+          put(normal(), target);
+          break;
+        case ort::kDouble:
+          put(static_cast<double>(normal()), target);
+          break;
+        case ort::kFloat16:
+          put(static_cast<uint16_t>(0x3c00 | (next() >> 63) << 15), target);
+          break;
+        default:
+          *target = next() >> 63;  // the lowest byte; the others are 0
       }
     }
   }
 
  private:
+  template <typename T>
+  static void put(T value, uint8_t* target) {
+    std::memcpy(target, &value, sizeof value);
+  }
+
   uint64_t next() {  // splitmix64
     uint64_t z = state_ += 0x9e3779b97f4a7c15u;
     z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
@@ -334,7 +346,7 @@ std::vector<Array> random_inputs(const std::string& model, const std::vector<Por
     array.kind = kind_of(port.type);
     array.dims = port.dims;
     const std::string where = model + ": input '" + port.name + "'";
-    if (!array.kind) throw Mistake(where + " is not of float32, uint8, int32, int64 or uint32");
+    if (!array.kind) throw Mistake(where + " is of another type than " + kind_names());
     if (!array.dims.empty() && array.dims[0] < 0) array.dims[0] = 1;
     if (std::count_if(array.dims.begin(), array.dims.end(), [](int64_t size) { return size < 0; })) {
       throw Mistake(where + " has shape " + shape_text(port.dims) + " with free axes; " + remedy);

@@ -23,9 +23,18 @@ struct ElementKind {
 };
 
 inline constexpr ElementKind kElementKinds[] = {
-    {ort::kFloat, "float32", "<f4", 4}, {ort::kUint8, "uint8", "|u1", 1},   {ort::kInt32, "int32", "<i4", 4},
-    {ort::kInt64, "int64", "<i8", 8},   {ort::kUint32, "uint32", "<u4", 4},
+    {ort::kFloat, "float32", "<f4", 4}, {ort::kDouble, "float64", "<f8", 8}, {ort::kFloat16, "float16", "<f2", 2},
+    {ort::kUint8, "uint8", "|u1", 1},   {ort::kInt8, "int8", "|i1", 1},      {ort::kBool, "bool", "|b1", 1},
+    {ort::kUint16, "uint16", "<u2", 2}, {ort::kInt16, "int16", "<i2", 2},    {ort::kUint32, "uint32", "<u4", 4},
+    {ort::kInt32, "int32", "<i4", 4},   {ort::kUint64, "uint64", "<u8", 8},  {ort::kInt64, "int64", "<i8", 8},
 };
+
+// "float32, float64, ...": what there is.
+inline std::string kind_names() {
+  std::string names;
+  for (const ElementKind& kind : kElementKinds) names += (names.empty() ? "" : ", ") + std::string(kind.name);
+  return names;
+}
 
 // Null for a type that is not among them.
 inline const ElementKind* kind_of(int type) {
@@ -109,7 +118,7 @@ inline Array parse(std::vector<uint8_t> file) {
     if (descr == std::string("'") + kind.descr + "'") array.kind = &kind;
   }
   if (!array.kind) {
-    throw std::invalid_argument("its elements are " + descr + ", expected float32, uint8, int32, int64 or uint32");
+    throw std::invalid_argument("its elements are " + descr + ", expected one of " + kind_names());
   }
   if (field(header, "fortran_order") != "False")
     throw std::invalid_argument("it is in Fortran order, expected C order");

@@ -38,7 +38,20 @@ struct TensorInfo;  // element type and dimensions
 struct Value;
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
-enum ElementType : int { kFloat = 1, kUint8 = 2, kInt32 = 6, kInt64 = 7, kUint32 = 12 };
+enum ElementType : int {
+  kFloat = 1,
+  kUint8 = 2,
+  kInt8 = 3,
+  kUint16 = 4,
+  kInt16 = 5,
+  kInt32 = 6,
+  kInt64 = 7,
+  kBool = 9,
+  kFloat16 = 10,
+  kDouble = 11,
+  kUint32 = 12,
+  kUint64 = 13
+};
 enum AttributeType : int { kAttributeInt = 1, kAttributeInts = 2 };
 enum ValueKind : int { kTensor = 1 };
 enum LogLevel : int { kLogFatal = 4 };

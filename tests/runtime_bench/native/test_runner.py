@@ -255,7 +255,11 @@ def test_arrays_that_do_not_fit_the_network(server: Server, files: Path, tmp_pat
         "flat": (np.zeros(24, np.float32), "flat.npy is float32 .24."),
         "one": (np.float32(1), "one.npy is float32"),
         "bytes": (np.zeros((4, 6), np.uint8), "bytes.npy is uint8 .4, 6."),
-        "doubles": (np.zeros((4, 6)), "doubles.npy cannot be used: its elements are '<f8'"),
+        "doubles": (np.zeros((4, 6)), "doubles.npy is float64 .4, 6."),
+        "complex": (
+            np.zeros((4, 6), np.complex64),
+            "complex.npy cannot be used: its elements are '<c8', expected one of",
+        ),
         "fortran": (np.asfortranarray(np.zeros((4, 6), np.float32)), "Fortran order"),
     }
     server.ask("open", "a", files / "product4.onnx", 1, 1)
@@ -298,6 +302,53 @@ def test_networks_that_cannot_be_inferred_or_timed(
     answer = server.ask("infer", "mean", tmp_path / "x.npy", tmp_path / "y.npy")
     assert answer["kind"] == "failed" and "[1, 1] for 5 samples" in answer["error"]
     assert not (tmp_path / "y.npy").exists()
+
+
+# ONNX's number for each type of elements, and numpy's name of it
+KINDS = {"float32": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7, "bool": 9}
+KINDS |= {"float16": 10, "float64": 11, "uint32": 12, "uint64": 13}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_elements_of_every_type(server: Server, name: str, tmp_path: Path) -> None:
+    ports = [helper.make_tensor_value_info(port, KINDS[name], ["n", 5]) for port in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "same", ports[:1], ports[1:])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    (tmp_path / "same.onnx").write_bytes(made.SerializeToString())
+    opened = server.ask("open", "a", tmp_path / "same.onnx", 1, 1)
+    assert opened["inputs"] == [{"name": "x", "type": name, "shape": [-1, 5]}]
+    assert len(server.ask("time", "a", 0, 2)["samples_ns"]) == 2
+    x = np.random.default_rng(0).integers(0, 2, (300, 5)).astype(name)
+    np.save(tmp_path / "x.npy", x)
+    assert server.ask("infer", "a", tmp_path / "x.npy", tmp_path / "y.npy")["shape"] == [300, 5]
+    y = np.load(tmp_path / "y.npy")
+    assert y.dtype == x.dtype
+    np.testing.assert_array_equal(y, x)
+
+    # What it times on: the same numbers every time, as floats of both signs, as integers 0 or 1.
+    made.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1000
+    made.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1000
+    (tmp_path / "same.onnx").write_bytes(made.SerializeToString())
+    given = []
+    for turn in range(2):
+        command = [
+            *sanitized(),
+            tmp_path / "same.onnx",
+            "--runs",
+            "1",
+            "--warmup",
+            "0",
+            "--output",
+            tmp_path / f"{turn}.npy",
+        ]
+        subprocess.run(command, check=True, capture_output=True)
+        given.append(np.load(tmp_path / f"{turn}.npy"))
+    np.testing.assert_array_equal(given[0], given[1])
+    assert given[0].shape == (1, 1000) and given[0].dtype == x.dtype
+    floating = np.issubdtype(x.dtype, np.floating)
+    assert set(np.sign(given[0].astype(np.float64)).flat) <= ({-1, 0, 1} if floating else {0, 1})
+    assert abs(given[0].astype(np.float64).mean() - (0 if floating else 0.5)) < 0.2
+    assert abs(given[0].astype(np.float64).std() - (1 if floating else 0.5)) < 0.2
 
 
 def test_a_model_that_does_not_load_leaves_the_open_one(server: Server, files: Path, tmp_path: Path) -> None:
