@@ -134,6 +134,6 @@ def _ssh_names(config: Path) -> list[str]:
         lines = config.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-    words = (line.replace("=", " ", 1).split() for line in lines)
+    words = (line.partition("#")[0].replace("=", " ", 1).split() for line in lines)
     names = [name for row in words if row and row[0].lower() == "host" for name in row[1:]]
     return [name for name in dict.fromkeys(names) if not set(name) & set('*?!"')]

@@ -21,6 +21,7 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 StrictModes no
 PidFile none
+SetEnv HOME={folder}/home
 """
 CLIENT = """
 Host board
@@ -47,6 +48,7 @@ class SshServer:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
+        (folder / "home").mkdir()  # so that no start-up file of the user's is read
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # where the server gives up its rights; Debian's service makes it
         (folder / "sshd_config").write_text(SERVER.format(port=self.port, folder=folder))
