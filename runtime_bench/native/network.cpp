@@ -136,14 +136,10 @@ ModelFile read_model(const std::string& path) {
   }
 }
 
-std::vector<uint8_t> read_file(const std::string& path) {
-  const Mapping file(path);
-  return {file.data(), file.data() + file.size()};
-}
-
 Array read_array(const std::string& path) {
+  const Mapping file(path);
   try {
-    return npy::parse(read_file(path));
+    return npy::parse({file.data(), file.data() + file.size()});
   } catch (const std::logic_error& error) {
     throw Mistake(path + " cannot be used: " + error.what());
   }

@@ -30,9 +30,6 @@ struct ModelFile {
 // Throws Mistake if it cannot be read or is damaged.
 ModelFile read_model(const std::string& path);
 
-// The bytes of a file. Throws Mistake if it cannot be read.
-std::vector<uint8_t> read_file(const std::string& path);
-
 // The array in a .npy file. Throws Mistake if it cannot be read or used.
 Array read_array(const std::string& path);
 

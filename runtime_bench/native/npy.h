@@ -1,6 +1,7 @@
 // Arrays in numpy's .npy files: those element types that networks here take and give.
 #pragma once
 
+#include <cerrno>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -160,8 +161,9 @@ inline void write(const std::string& path, const ElementKind& kind, const std::v
   file.write(static_cast<const char*>(data), static_cast<std::streamsize>(bytes_of(dims, kind.bytes)));
   file.close();
   if (!file || std::rename(unfinished.c_str(), path.c_str()) != 0) {
+    const std::string why = std::strerror(errno);
     std::remove(unfinished.c_str());
-    throw std::runtime_error(path + " cannot be written");
+    throw std::runtime_error(path + " cannot be written: " + why);
   }
 }
 
