@@ -4,7 +4,9 @@ import contextlib
 import json
 import os
 import random
+import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,7 +27,7 @@ import bnas
 from bnas.runtime_bench import native_library
 
 from .cases import conv_case
-from .conftest import built, emulator, here
+from .conftest import ROOT, built, emulator, here
 from .definition import Geometry
 from .operators import conv_nodes, model
 
@@ -685,3 +687,24 @@ def test_options_of_one_model_and_of_a_server_do_not_mix(files: Path) -> None:
         command = [built("sanitize", "bnas-runner"), "--serve", *options]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (2, "") and says in done.stderr, options
+
+
+@pytest.mark.slow
+def test_the_toolchain_for_older_systems_needs_no_newer_glibc(tmp_path: Path) -> None:
+    """Than 2.28, which onnxruntime needs; the files' own words, as there is no such system here."""
+    if shutil.which("python-zig") is None:
+        pytest.skip("needs the package ziglang")
+    sources = ROOT / "runtime_bench" / "native"
+    toolchain = "-DCMAKE_TOOLCHAIN_FILE=aarch64_zig.cmake"
+    subprocess.run(["cmake", "-S", sources, "-B", tmp_path, toolchain], check=True, capture_output=True)
+    targets = {"bnas-runner": "bnas-runner", "bnas_ort": "libbnas_ort.so"}
+    subprocess.run(["cmake", "--build", tmp_path, "--target", *targets], check=True, capture_output=True)
+    for name in targets.values():
+        wanted = subprocess.run(["readelf", "-V", tmp_path / name], check=True, capture_output=True, text=True).stdout
+        versions = {tuple(map(int, found.split("."))) for found in re.findall(r"GLIBC_([\d.]+)", wanted)}
+        assert versions and max(versions) <= (2, 28), name
+        assert "GLIBCXX" not in wanted
+    done = subprocess.run(
+        [*emulator(), tmp_path / "bnas-runner", "--version"], check=True, capture_output=True, text=True
+    )
+    assert done.stdout == f"bnas-runner {bnas.__version__}\n"
