@@ -146,6 +146,16 @@ Graph read_graph(Context* context) {
     for (const int tensor : operation.outputs) graph.maker[tensor] = place;
     for (const int tensor : operation.inputs) graph.readers[tensor].push_back(place);
   }
+  // Runtimes cut a graph with a circle into partitions without end.
+  for (size_t place = 0; place < graph.operations.size(); ++place) {
+    for (const int tensor : graph.operations[place].inputs) {
+      const auto maker = graph.maker.find(tensor);
+      if (tensor >= 0 && maker != graph.maker.end() && maker->second >= place) {
+        throw std::runtime_error("node " + std::to_string(graph.operations[place].index) +
+                                 " reads what is only made by it or behind it");
+      }
+    }
+  }
   return graph;
 }
 
