@@ -13,6 +13,7 @@
 #include "dispatch.h"
 #include "litert_graph.h"
 #include "litert_operators.h"
+#include "litert_threads.h"
 
 namespace bnas::litert {
 namespace {
@@ -21,10 +22,12 @@ struct OurDelegate {
   Delegate delegate{};
   Path path{};
   bool fuse = true;
+  Threads threads;
 };
 
 // What runs one partition. An error while it is made is kept, and told when it is prepared: making cannot fail.
 struct Partition {
+  OurDelegate* ours = nullptr;
   std::string where;  // operator and node, for messages
   std::string error;
   std::unique_ptr<Operator> runs;
@@ -47,14 +50,14 @@ void* make_partition(Context* context, const char* buffer, size_t) {
   auto partition = std::make_unique<Partition>();
   try {
     const auto* params = reinterpret_cast<const DelegateParams*>(buffer);
-    const OurDelegate& ours = *static_cast<const OurDelegate*>(params->delegate->data);
+    partition->ours = static_cast<OurDelegate*>(params->delegate->data);
     std::vector<Operation> operations;
     for (int i = 0; i < params->nodes->size; ++i) {
       operations.push_back(operation_at(context, params->nodes->data[i]));
       const Operation& operation = operations.back();
       if (operation.ours()) partition->where = operation.name + " (node " + std::to_string(operation.index) + ")";
     }
-    partition->runs = make_operator(context, operations, ours.path);
+    partition->runs = make_operator(context, operations, partition->ours->path);
   } catch (const std::exception& error) {
     partition->error = error.what();
   }
@@ -73,7 +76,8 @@ Status prepare_partition(Context* context, Node* node) {
 
 Status invoke_partition(Context* context, Node* node) {
   Partition& partition = *static_cast<Partition*>(node->user_data);
-  return guarded(context, partition.where, [&] { partition.runs->invoke(context, Host{}); });
+  return guarded(context, partition.where,
+                 [&] { partition.runs->invoke(context, partition.ours->threads.host(context->recommended_threads)); });
 }
 
 // That the structures lie where we think: every constant of the graph's nodes is as large as its dimensions say.

@@ -25,16 +25,29 @@ constexpr int64_t kTaskWords = 4096;              // words to pack, likewise
 constexpr int64_t kCountsSlack = 64;              // `count` may write that far past a strip
 constexpr int64_t kLaneStep = 16;                 // lanes are filled up to a multiple of it
 
+// task(i) for each i < tasks. Throws std::bad_alloc if one of them does, but not through the host's threads.
 template <typename Task>
 void run_tasks(const Host& host, int64_t tasks, const Task& task) {
   if (tasks <= 1 || !host.run) {
     for (int64_t i = 0; i < tasks; ++i) task(i);
     return;
   }
+  struct Job {
+    const Task& task;
+    std::atomic<bool> no_room{false};
+  } job{task};
   host.run(
       host.host, static_cast<size_t>(tasks),
-      [](void* job, size_t index) { (*static_cast<const Task*>(job))(static_cast<int64_t>(index)); },
-      const_cast<void*>(static_cast<const void*>(&task)));
+      [](void* of_job, size_t index) {
+        Job& j = *static_cast<Job*>(of_job);
+        try {
+          j.task(static_cast<int64_t>(index));
+        } catch (const std::bad_alloc&) {
+          j.no_room = true;
+        }
+      },
+      &job);
+  if (job.no_room) throw std::bad_alloc();
 }
 
 // Cuts `count` things into tasks of about `each`: task(begin, end).
@@ -340,14 +353,9 @@ void NhwcConv::count(const Host& host, const Use& use) const {
   const Isa& isa = *path_.isa;
   std::vector<int32_t> offsets;  // of the steps' weights
   for (int64_t step = 0; step < steps; ++step) offsets.push_back(static_cast<int32_t>(step * lanes_));
-  std::atomic<bool> no_room{false};
   run_ranges(host, plan.positions, ceil_div(each, isa.block) * isa.block, [&](int64_t begin, int64_t end) {
-    try {
-      gathered.resize(std::max(gathered.size(), static_cast<size_t>(steps * isa.block)));
-    } catch (const std::bad_alloc&) {  // not through the host's threads
-      no_room = true;
-      return;
-    }
+    const size_t pixels_size = static_cast<size_t>(steps * isa.block);
+    if (gathered.size() < pixels_size) gathered.resize(pixels_size);
     alignas(64) int32_t counts[kMaxBlock * (512 + kCountsSlack)];
     const int64_t stride = isa.strip + kCountsSlack;
     for (int64_t position = begin; position < end; position += isa.block) {
@@ -387,7 +395,6 @@ void NhwcConv::count(const Host& host, const Use& use) const {
       }
     }
   });
-  if (no_room) throw std::bad_alloc();
 }
 
 void NhwcConv::run(const ConvShape& shape, const NhwcImage& x, const NhwcAffine& affine, float* y, const Host& host) {

@@ -451,7 +451,7 @@ def test_any_lines_are_answered(files: Path, tmp_path: Path) -> None:
             fields[draw.randrange(len(fields))] = draw.choice(words)
         line = b"\t".join(fields)
         lines.append(line if line != b"quit" else b"hello")
-    with Server(sanitized()) as server:
+    with Server(sanitized(), cwd=tmp_path) as server:  # any word may become the name of a trace
         succeeded = 0
         for line in lines:
             answer = server.ask_line(line)
