@@ -1,5 +1,6 @@
 """Devices to test on: this machine, a real ssh server on loopback, an emulator alone and behind it, adb's stand-in."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 
 from bnas.export.units import unit_model
+from bnas.profiles.errors import InputError
 from bnas.profiles.workload import Workload
 from bnas.runtime_bench import native_library
 from bnas.runtime_bench.devices import kit, workplace
 
-from ..native.conftest import built, emulator, here, missing
+from ..native.conftest import emulator, here, missing
 from . import ssh_server
 from .ssh_server import SshServer
 
@@ -54,7 +56,7 @@ def adb_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     _program(programs / "adb", f'#!/bin/sh\nexec "{sys.executable}" "{STAND_IN}" "$@"\n')
     _program(commands / "getprop", "#!/bin/sh\ncase $1 in *release) echo 14;; *model) echo Phone;; esac\n")
     log = tmp_path / "adb.log"
-    monkeypatch.setenv("PATH", f"{programs}:{_path()}")
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     monkeypatch.setenv("STAND_IN_LOG", str(log))
     monkeypatch.setenv("STAND_IN_DEVICES", "SERIAL-1 device\n")
     monkeypatch.setenv("STAND_IN_COMMANDS", str(commands))
@@ -74,16 +76,16 @@ def url(request: pytest.FixtureRequest, device_folder: Path, monkeypatch: pytest
         request.getfixturevalue("adb_log")
     if "emulator" in kind:
         emulator()
-        aarch64_kit(request)
+        aarch64_kit()
     return URLS[kind]
 
 
-def aarch64_kit(request: pytest.FixtureRequest) -> None:
-    """Skips where the programs for aarch64 are not built."""
+def aarch64_kit() -> None:
+    """Skips where the programs for aarch64 are not built, or onnxruntime for it cannot be had."""
     try:
         kit.locate("aarch64")
-    except kit.InputError:
-        built("aarch64", native_library.RUNNER)
+    except InputError as error:
+        missing(str(error))
 
 
 @pytest.fixture(scope="session")
@@ -122,9 +124,3 @@ def forced_kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 def _program(path: Path, text: str) -> None:
     path.write_bytes(text.encode("latin-1"))
     path.chmod(0o755)
-
-
-def _path() -> str:
-    import os
-
-    return os.environ.get("PATH", "/usr/bin:/bin")
