@@ -61,13 +61,13 @@ def export_network(
     os.close(handle)
     partial = Path(name)
     try:
-        expose, count = _write(lowered.graph, partial, format, metadata)
+        expose, expose_kernels, count = _write(lowered.graph, partial, format, metadata)
         binary_convs, wanted = count(partial), len(lowered.graph.binary_convs)
         if binary_convs != wanted:
             raise GateError(f"{path.name} holds {binary_convs} of {wanted} binary convolutions")
         eight_bit = _eight_bit(lowered.graph, partial, format)
         report("write", 1, 1)
-        kernels = expose_onnx_kernels(partial, lowered.graph) if format == "onnx" else None
+        kernels = expose_kernels(partial, lowered.graph)
         rounds = 1 if kernels is None else 2
 
         def checked(done: int, total: int) -> None:
@@ -77,7 +77,9 @@ def export_network(
             report("check", total + done, rounds * total)
 
         gate = check(captured, lowered, expose(partial, lowered.graph), images, progress=checked)
-        on_kernels = None if kernels is None else _check_kernels(captured, lowered, kernels, images, checked_kernels)
+        on_kernels = None
+        if kernels is not None:
+            on_kernels = _check_kernels(captured, lowered, kernels, images, format, checked_kernels)
         written_twins = _write_twins(lowered.graph, images, path.with_suffix(""), metadata, report) if twins else {}
         os.replace(partial, path)
     except BaseException:
@@ -109,20 +111,20 @@ def _require_binary(lowered: Lowered) -> None:
 
 def _write(
     graph: Graph, path: Path, format: str, metadata: dict[str, str]
-) -> tuple[Callable[[Path, Graph], ExposedFile], Callable[[Path], int]]:
-    """Write the file; returns how to expose it and how to count its binary convolutions."""
+) -> tuple[Callable[[Path, Graph], ExposedFile], Callable[[Path, Graph], ExposedFile | None], Callable[[Path], int]]:
+    """Write the file; returns how to expose it, how to do so on our kernels, and how to count binary convolutions."""
     if format == "onnx":
         from .onnx_writer import count_binary_convs as count_onnx
         from .onnx_writer import write_onnx
         from .packing import pack_bits
 
         write_onnx(pack_bits(graph), path, metadata)
-        return expose_onnx, count_onnx
-    from .tflite_file import count_binary_convs, expose
+        return expose_onnx, expose_onnx_kernels, count_onnx
+    from .tflite_file import count_binary_convs, expose, expose_kernels
     from .tflite_writer import write_tflite
 
     write_tflite(graph, path, metadata)
-    return expose, count_binary_convs
+    return expose, expose_kernels, count_binary_convs
 
 
 def _eight_bit(graph: Graph, path: Path, format: str) -> dict[str, int]:
@@ -144,12 +146,17 @@ def _eight_bit(graph: Graph, path: Path, format: str) -> dict[str, int]:
 
 
 def _check_kernels(
-    captured: Captured, lowered: Lowered, file: ExposedFile, images: np.ndarray, progress: Callable[[int, int], None]
+    captured: Captured,
+    lowered: Lowered,
+    file: ExposedFile,
+    images: np.ndarray,
+    format: str,
+    progress: Callable[[int, int], None],
 ) -> dict:
-    """The gate once more, for the file on our kernels in place of its function bodies."""
+    """The gate once more, for the file on our kernels: in place of function bodies, or of Larq's interpreter."""
     from bnas.runtime_bench import native_library
 
-    engine = native_library.engine_name()
+    engine = native_library.engine_name() if format == "onnx" else native_library.litert_engine_name()
     try:
         found = check(captured, lowered, file, images, progress=progress)
     except GateError as error:

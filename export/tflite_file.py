@@ -257,26 +257,24 @@ class _Tap:
 
 class ExposedTflite:
     """A copy of a .tflite that also returns what goes into and comes out of each binary convolution, and the values
-    that it rounds to 8 bits."""
+    that it rounds to 8 bits. predict: from its inputs [N, ...] to its outputs [N, ...]."""
 
     def __init__(
         self,
         file: TfliteFile,
         taps: dict[str, _Tap],
         values: dict[str, tuple[int, Callable[[np.ndarray], np.ndarray]]],
-        data: bytes,
-        indirect_bgemm: bool,
+        predict: Callable[[list[np.ndarray]], list[np.ndarray]],
     ) -> None:
         self.taps, self.values = taps, values
         self.outputs = [int(index) for index in file.subgraph.outputs]
-        self._interpreter = libraries()[1].testing.Interpreter(data, use_indirect_bgemm=indirect_bgemm)
+        self._predict = predict
 
     def run(self, *images: np.ndarray) -> "Shown":
         """images: float32 [N, C, H, W], one array per input of the graph."""
         from .gate import Shown, UnitValues
 
-        found = self._interpreter.predict([_nhwc(array) for array in images])
-        values = dict(zip(self.outputs, found if len(self.outputs) > 1 else [found], strict=True))
+        values = dict(zip(self.outputs, self._predict([_nhwc(array) for array in images]), strict=True))
         units = {
             name: UnitValues(tap.to_x(values[tap.x]), None, tap.to_y(values[tap.y]), tap.stage)
             for name, tap in self.taps.items()
@@ -286,12 +284,53 @@ class ExposedTflite:
 
 
 def expose(path: Source, graph: Graph) -> ExposedTflite:
-    """A runnable copy of the file at `path` that shows the graph's binary convolutions, their inputs and 8-bit values.
+    """A copy of the file at `path`, for Larq Compute Engine, that shows the graph's binary convolutions, their inputs
+    and 8-bit values.
 
     A unit's x is its float input, before the shift; its y is `conv * scale + bias`, stage "core". Where the file keeps
     only signs between two convolutions, x is `shift` plus or minus something, and y is +-1, stage "sign": what the next
     unit's sign function gives. Raises RuntimeError naming a unit that the file does not hold.
     """
+
+    def interpreter(data: bytes, file: TfliteFile) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
+        grouped = any(conv.groups > 1 for conv in file.binary_convs)  # the default kernels refuse groups
+        predict = libraries()[1].testing.Interpreter(data, use_indirect_bgemm=grouped).predict
+
+        def run(inputs: list[np.ndarray]) -> list[np.ndarray]:
+            found = predict(inputs)
+            return found if isinstance(found, list) else [found]
+
+        return run
+
+    return _expose(path, graph, interpreter)
+
+
+def expose_kernels(path: Path, graph: Graph) -> ExposedTflite | None:
+    """The same for stock LiteRT with our kernels; None where there is no LiteRT, or they were not built.
+
+    What it shows is computed operator by operator, for every value in between is wanted; but its output is that of the
+    file at `path` itself, where each unit is computed in one go.
+    Raises InputError if BNAS_ISA names a path that this processor does not have.
+    """
+    from bnas.runtime_bench import native_library
+    from bnas.runtime_bench.litert_engine import LiteRtEngine, find_host
+
+    if find_host() is None or native_library.litert_library() is None or not count_binary_convs(path):
+        return None
+    whole = LiteRtEngine(path.read_bytes(), str(path), threads=1)
+
+    def interpreter(data: bytes, file: TfliteFile) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
+        exposed = LiteRtEngine(data, str(path), threads=1)
+        return lambda inputs: [*whole.predict(inputs), *exposed.predict(inputs)[len(whole.outputs) :]]
+
+    return _expose(path, graph, interpreter)
+
+
+def _expose(
+    path: Source,
+    graph: Graph,
+    interpreter: Callable[[bytes, TfliteFile], Callable[[list[np.ndarray]], list[np.ndarray]]],
+) -> ExposedTflite:
     file = TfliteFile(path)
     pairs = match(file, graph)
     if missing := [unit.name for unit in graph.binary_convs if unit.name not in pairs]:
@@ -305,8 +344,7 @@ def expose(path: Source, graph: Graph) -> ExposedTflite:
     } | _roundings(file, graph)
     shown = [index for tap in taps.values() for index in (tap.x, tap.y)] + [index for index, _ in values.values()]
     file.subgraph.outputs = list(dict.fromkeys([*map(int, file.subgraph.outputs), *shown]))
-    grouped = any(conv.groups > 1 for conv in file.binary_convs)
-    return ExposedTflite(file, taps, values, file.pack(), indirect_bgemm=grouped)  # the default kernels refuse groups
+    return ExposedTflite(file, taps, values, interpreter(file.pack(), file))
 
 
 def _tap(file: TfliteFile, conv: LceBconv2d, unit: BinaryConv, graph: Graph) -> _Tap:

@@ -33,6 +33,8 @@ class LiteRtEngine:
 
     input_layout = "NHWC"
     operators: str | None
+    shapes: list[tuple[int, ...]]  # of the inputs, with 1 for a free batch axis
+    outputs: list[str]  # their names, the extra ones included
 
     def __init__(self, data: bytes, where: str, threads: int, extra_outputs: Sequence[str] = ()) -> None:
         host = find_host()
@@ -48,7 +50,7 @@ class LiteRtEngine:
         self.metadata = content.metadata
         self._where = where
         new = network_file.new_outputs(extra_outputs, content.tensors, content.outputs)
-        self._names = [*content.outputs, *new]
+        self.outputs = [*content.outputs, *new]
         if new:
             data = content.with_outputs(new)
         started = time.perf_counter()
@@ -61,26 +63,31 @@ class LiteRtEngine:
         except (ValueError, RuntimeError, TypeError) as error:
             raise network_file.damaged(where, f"{host} cannot load it", error) from None
         self.load_ms = 1e3 * (time.perf_counter() - started)
-        self._inputs, self._outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
-        self._shapes = [network_file.fixed_shape(entry["shape"].tolist(), where) for entry in self._inputs]
+        self._input_details, self._output_details = (
+            self._interpreter.get_input_details(),
+            self._interpreter.get_output_details(),
+        )
+        self.shapes = [network_file.fixed_shape(entry["shape"].tolist(), where) for entry in self._input_details]
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        return network_file.image_shape(self._shapes[0], self.input_layout, self._where)
+        return network_file.image_shape(self.shapes[0], self.input_layout, self._where)
 
     def run(self, x: np.ndarray) -> np.ndarray:
         return next(iter(self.run_all(x).values()))
 
     def run_all(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        network_file.check_images(x, self._shapes, self._where)
-        step, results = self._shapes[0][0], []
-        for first in range(0, len(x), step):
-            self._set_inputs([x[first : first + step]])
+        network_file.check_images(x, self.shapes, self._where)
+        return dict(zip(self.outputs, self.predict([x]), strict=True))
+
+    def predict(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Every output for `inputs` [N, ...], one array for each input of the file."""
+        step, results = self.shapes[0][0], []
+        for first in range(0, len(inputs[0]), step):
+            self._set_inputs([x[first : first + step] for x in inputs])
             self._interpreter.invoke()
-            results.append([self._interpreter.get_tensor(entry["index"]) for entry in self._outputs])
-        return {
-            name: np.concatenate(parts) for name, parts in zip(self._names, zip(*results, strict=True), strict=True)
-        }
+            results.append([self._interpreter.get_tensor(entry["index"]) for entry in self._output_details])
+        return [np.concatenate(parts) for parts in zip(*results, strict=True)]
 
     def random_input(self, rng: np.random.Generator) -> np.ndarray:
         return self._random_inputs(rng)[0]
@@ -92,11 +99,11 @@ class LiteRtEngine:
     def _random_inputs(self, rng: np.random.Generator) -> list[np.ndarray]:
         return [
             network_file.random_tensor(shape, np.dtype(entry["dtype"]), rng)
-            for shape, entry in zip(self._shapes, self._inputs, strict=True)
+            for shape, entry in zip(self.shapes, self._input_details, strict=True)
         ]
 
     def _set_inputs(self, values: Sequence[np.ndarray]) -> None:
-        for entry, value in zip(self._inputs, values, strict=True):
+        for entry, value in zip(self._input_details, values, strict=True):
             self._interpreter.set_tensor(entry["index"], np.ascontiguousarray(value))
 
 

@@ -1,6 +1,7 @@
-"""An exported ONNX file is checked twice: by its function bodies, and on our kernels where they were built."""
+"""An exported file is checked twice: by its function bodies or in Larq's interpreter, and on our kernels."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from bnas.export import gate
 from bnas.export.gate import GateError
 from bnas.export.pipeline import export_network
 from bnas.profiles.errors import InputError
+from bnas.runtime_bench import native_library
+from bnas.runtime_bench.litert_engine import LiteRtEngine
 
 IMAGES = np.random.default_rng(0).standard_normal((300, 3, 6, 6)).astype(np.float32)
 
@@ -66,4 +69,39 @@ def test_wrong_kernels_are_named(network: Network, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("BNAS_ISA", "sse9")
     with pytest.raises(InputError, match="BNAS_ISA=sse9 is not one of"):
         export_network(network, IMAGES, tmp_path / "net.onnx", "onnx", {}, twins=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def delegate(require: Callable[[str], None]) -> None:
+    require("larq_compute_engine")
+    if native_library.litert_library() is None:
+        stop = pytest.fail if os.environ.get("BNAS_REQUIRE_ALL") == "1" else pytest.skip
+        stop("needs the delegate for LiteRT, which is built with the native kernels")
+
+
+def test_a_tflite_is_checked_in_both_interpreters(
+    network: Network, delegate: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BNAS_ISA", "portable")
+    report = export_network(network, IMAGES, tmp_path / "net.tflite", "tflite", {}, twins=False)
+    assert report["kernels"]["engine"] == "litert-native-portable" and report["kernels"]["images"] == 300
+    assert report["kernels"]["argmax_agreement"] >= 0.997 and report["kernels"]["max_abs_diff"] < 1e-4
+    monkeypatch.setattr("bnas.runtime_bench.native.__path__", [])
+    assert export_network(network, IMAGES, tmp_path / "net.tflite", "tflite", {}, twins=False)["kernels"] is None
+
+
+@pytest.mark.parametrize("value", [0, -1], ids=["of the whole file", "of a unit"])
+def test_wrong_kernels_for_tflite_are_named(
+    value: int, network: Network, delegate: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(LiteRtEngine):
+        def predict(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+            found = super().predict(inputs)
+            found[value] = found[value] + (np.arange(4) if value == 0 else 1)
+            return found
+
+    monkeypatch.setattr("bnas.runtime_bench.litert_engine.LiteRtEngine", Wrong)
+    with pytest.raises(GateError, match="on litert-native-"):
+        export_network(network, IMAGES, tmp_path / "net.tflite", "tflite", {}, twins=False)
     assert not list(tmp_path.iterdir())
