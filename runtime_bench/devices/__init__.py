@@ -35,9 +35,9 @@ def open_device(
     """The device at `url`: local, ssh://[user@]host[:port], adb:SERIAL, adb:, emulator or emulator+ssh://...
 
     keep: leave the runner and its libraries on the device, for next time. cpus: the CPU numbers to run on, as "0,2-3"
-    or numbers. isa: the kernels' path, as BNAS_ISA. The benchmarks are TensorFlow Lite's and Larq Compute Engine's
-    programs for the device, which then run .tflite files. Raises InputError for what does not fit, before anything is
-    pushed, and DeviceError for what fails later.
+    or numbers. isa: the path of the kernels (default: BNAS_ISA, else the fastest). The benchmarks are TensorFlow Lite's
+    and Larq Compute Engine's programs for the device, which then run .tflite files. Raises InputError for what does not
+    fit, before anything is pushed, and DeviceError for what fails later.
     """
     address = parse(url)
     chosen = cpu_numbers(cpus)

@@ -25,8 +25,7 @@ from ..ort_engine import OrtEngine
 from . import trace
 from .benchmark_binary import OPTIONS
 from .errors import DeviceError
-
-ISA = "BNAS_ISA"
+from .target import ISA
 
 
 @contextmanager

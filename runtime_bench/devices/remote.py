@@ -6,6 +6,7 @@ import contextlib
 import io
 import itertools
 import json
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from .address import Address
 from .benchmark_binary import Benchmark, BenchmarkSession
 from .errors import ConnectionLost, DeviceError
 from .runner import WORK_S, Runner
+from .target import ISA
 from .transport import Result, Transport
 from .workplace import Workplace
 
@@ -74,7 +76,7 @@ def open_remote(
         options = ["--ort", programs[kit.ONNXRUNTIME]]
         if found.operators:
             options += ["--ops", programs[native_library.LIBRARY]]
-        for name, value in (("--isa", isa), ("--cpus", cpus and ",".join(map(str, cpus)))):
+        for name, value in (("--isa", isa or os.environ.get(ISA)), ("--cpus", cpus and ",".join(map(str, cpus)))):
             options += [name, value] if value else []
         runner = Runner(transport, [*command, "--serve", *options, "--remove-at-end", place.folder])
         stack.callback(runner.close)

@@ -97,7 +97,7 @@ class Runner:
 
 def _signal(number: int) -> str:
     hints = {
-        signal.SIGILL: ": an instruction that this processor does not have; force another path with --isa",
+        signal.SIGILL: ": an instruction that this processor does not have; force another path with BNAS_ISA",
         signal.SIGKILL: ", perhaps for lack of memory",
     }
     try:

@@ -9,6 +9,7 @@ import numpy as np
 from bnas.profiles.schema import EngineInfo
 
 Source = Path | bytes
+ISA = "BNAS_ISA"  # the environment variable that forces a path of the kernels
 
 
 class Session(Protocol):
