@@ -11,7 +11,17 @@ import numpy as np
 from protocols import MIN_PASSES, Bounds, alternate, blocks, times
 from rich.console import Console
 from rich.table import Table
-from rivals import ENGINES, FUNCTION_FLOAT, Contender, agreement, contenders, function_body, native_module, native_paths
+from rivals import (
+    ENGINES,
+    FUNCTION_FLOAT,
+    OURS,
+    Contender,
+    agreement,
+    contenders,
+    function_body,
+    native_module,
+    native_paths,
+)
 
 from bnas.export.graph import Graph
 from bnas.runtime_bench import machine
@@ -22,7 +32,8 @@ CORRELATION = 0.9  # of a twin's values and the fp32 twin's
 
 Row = dict[str, Any]
 Target = tuple[str, str, float, str]
-"""(path, rival, at least this many times as fast, on "each" row or as the "geomean" of all)"""
+"""(path, rival, at least this many times as fast, on "each" row or as the "geomean" of all). Of ours in LiteRT a path
+begins with "litert-"."""
 
 
 def bench(
@@ -82,7 +93,7 @@ def check_outputs(found: Sequence[Contender], graph: Graph, x: np.ndarray) -> No
     binary = function_body(graph)(x)
     twins = [result for contender, result in results.items() if contender.engine == "ort-fp32"]
     for contender, result in results.items():
-        if contender.engine == "bnas" or contender.engine.startswith("lce"):
+        if contender.engine in OURS or contender.engine.startswith("lce"):
             contender.notes["agreement"] = agreement(result, binary)
             if contender.notes["agreement"] < AGREEMENT:
                 raise RuntimeError(f"{contender.name}: only {contender.notes['agreement']:.1%} as the function body")
@@ -97,14 +108,16 @@ def ratios(rows: Sequence[Row], place: str, protocol: str = "blocks") -> list[Ro
     rows = [row for row in rows if row["protocol"] == protocol]
     fastest: dict[tuple[str, str, int], float] = {}
     for row in rows:
-        if row["engine"] != "bnas":
+        if row["engine"] not in OURS:
             key = (row[place], row["engine"], row["threads"])
             fastest[key] = min(row["p50_ms"], fastest.get(key, math.inf))
     result = []
     for row in rows:
-        if row["engine"] == "bnas":
+        if row["engine"] in OURS:
             own = {e: ms for (p, e, t), ms in fastest.items() if (p, t) == (row[place], row["threads"])}
             line = {name: row.get(name) for name in (place, "isa", "epilogue", "threads", "p50_ms", "bound_fraction")}
+            if row["engine"] == "litert-native":
+                line["isa"] = f"litert-{row['isa']}"
             result.append({**line, "rivals": own, "ratios": {engine: ms / row["p50_ms"] for engine, ms in own.items()}})
     return result
 

@@ -48,6 +48,9 @@ PROFILED_RUNS = 20
 TARGETS = (
     ("avx512", "ort-fp32", 6.0, "each"),
     ("avx512", "ort-int8", 2.0, "each"),
+    ("litert-avx512", "lce", 10.0, "each"),
+    ("litert-avx512", "lce-indirect", 3.0, "each"),
+    ("litert-avx512", "tflite-fp32", 3.0, "each"),
 )
 
 

@@ -1,9 +1,10 @@
 """A network on our engine and on each rival, loaded and ready to be timed; shared by kernels.py and networks.py.
 
-The rivals are built from the same Graph. ort-fp32, ort-int8 and tflite-fp32 run its twin without signs, with zero
-padding (export/twins.py); lce and lce-indirect run the binary network itself, with their own kernels and, for what is
-float, XNNPACK. Every rival is called as cheaply as its interface allows: TensorFlow Lite is timed without copying its
-result out, Larq Compute Engine without the Python generator around each sample.
+The rivals are built from the same Graph. ort-fp32, ort-int8, tflite-fp32 and tflite-int8 run its twin without signs,
+with zero padding (export/twins.py); lce and lce-indirect run the binary network itself, with their own kernels and, for
+what is float, XNNPACK. Ours are bnas, in onnxruntime, and litert-native, which is the file of lce in stock LiteRT.
+Every rival is called as cheaply as its interface allows: LiteRT is timed without copying its result out, as ours is
+there, Larq Compute Engine without the Python generator around each sample.
 """
 
 import os
@@ -19,13 +20,16 @@ import numpy as np
 
 from bnas.export.graph import Graph
 from bnas.export.onnx_writer import to_onnx
-from bnas.export.tflite_writer import to_tflite
+from bnas.export.tflite_writer import to_int8_tflite, to_tflite
 from bnas.export.twins import FLOAT_CONVS, INTEGER_CONVS, float_graph, fp32_twin, int8_twin, optimised_nodes
 from bnas.profiles.errors import InputError
+from bnas.runtime_bench import native_library
 from bnas.runtime_bench.engines import open_engine
+from bnas.runtime_bench.litert_engine import LiteRtEngine
 from bnas.runtime_bench.measure import Run
 
-ENGINES = ("bnas", "ort-fp32", "ort-int8", "tflite-fp32", "lce", "lce-indirect")
+ENGINES = ("bnas", "litert-native", "ort-fp32", "ort-int8", "tflite-fp32", "tflite-int8", "lce", "lce-indirect")
+OURS = ("bnas", "litert-native")
 EPILOGUES = ("prelu", "relu")
 OWN = "own"  # the "isa" of a rival: what its runtime chooses
 FUNCTION_FLOAT = "function-float"  # the "isa" of ours where no operator library is: float arithmetic, for trying out
@@ -63,10 +67,10 @@ def contenders(
     isas: Sequence[str] = (),
     threads: int = 1,
 ) -> Iterator[Contender]:
-    """Each of `engines` with this network; "bnas" once per path of `isas`.
+    """Each of `engines` with this network; OURS once per path of `isas`.
 
     images: float32 [N, C, H, W], what really flows into this network, to calibrate the int8 twin. Raises RuntimeError
-    if a convolution of the int8 twin did not stay integer, or TensorFlow Lite left XNNPACK out.
+    if a convolution of an int8 twin did not stay integer, or LiteRT left XNNPACK out.
     """
     if "bnas" in engines:
         yield from _ours(graph, epilogue, isas, threads)
@@ -81,9 +85,14 @@ def contenders(
                 raise RuntimeError(f"int8 twin: {notes}, expected {len(float_graph(graph).float_convs)} integer ones")
             yield _onnxruntime("ort-int8", epilogue, int8, threads, notes)
     if "tflite-fp32" in engines:
-        yield _tflite(graph, epilogue, threads)
-    if "lce" in engines or "lce-indirect" in engines:
+        yield _tflite("tflite-fp32", "float32", graph, epilogue, to_tflite(float_graph(graph), {}), threads)
+    if "tflite-int8" in engines:
+        int8_file = to_int8_tflite(float_graph(graph), images)
+        yield _tflite("tflite-int8", "int8", graph, epilogue, int8_file, threads)
+    if {"litert-native", "lce", "lce-indirect"}.intersection(engines):
         binary = to_tflite(graph, {})
+        if "litert-native" in engines:
+            yield from _litert(epilogue, binary, isas, threads)
         for engine in ("lce", "lce-indirect"):
             if engine in engines:
                 yield _lce(engine, graph, epilogue, binary, threads)
@@ -200,24 +209,32 @@ def _onnxruntime(engine: str, epilogue: str, model: Any, threads: int, notes: di
     return Contender(engine, OWN, epilogue, opened.call(np.random.default_rng(0)), opened.run, notes)
 
 
-def _tflite(graph: Graph, epilogue: str, threads: int) -> Contender:
-    data = to_tflite(float_graph(graph), {})  # first: it says what to install
-    import tensorflow as tf
+def _litert(epilogue: str, data: bytes, isas: Sequence[str], threads: int) -> Iterator[Contender]:
+    for isa in isas or ("",):
+        with forced(isa):
+            engine = LiteRtEngine(data, "the binary network", threads)
+        ran = engine.name.removeprefix(native_library.LITERT_PREFIX)
+        notes = {"runs": engine.name, "runtime": f"{engine.runtime} {engine.version}"}
+        run = engine.call(np.random.default_rng(0))
+        yield Contender("litert-native", ran, epilogue, run, _in_litert(engine), notes)
 
-    interpreter = tf.lite.Interpreter(model_content=data, num_threads=threads)
-    interpreter.allocate_tensors()
-    delegates = sum(operator["op_name"] == "DELEGATE" for operator in interpreter._get_ops_details())
+
+def _tflite(engine: str, kind: str, graph: Graph, epilogue: str, data: bytes, threads: int) -> Contender:
+    """A twin in stock LiteRT, whose convolutions must all be of `kind`."""
+    opened = LiteRtEngine(data, engine, threads)
+    operators = opened.operator_types()
+    delegates = sum(name == "DELEGATE" for name, _ in operators)
+    convolutions = sum(name in ("CONV_2D", "DEPTHWISE_CONV_2D") and of == kind for name, of in operators)
     if not delegates:
-        raise RuntimeError("TensorFlow Lite runs the fp32 twin without XNNPACK")
-    (source,), (target,) = interpreter.get_input_details(), interpreter.get_output_details()
+        raise RuntimeError(f"{opened.runtime} runs {engine} without XNNPACK")
+    if convolutions != len(float_graph(graph).float_convs):
+        raise RuntimeError(f"{engine}: {convolutions} of {len(float_graph(graph).float_convs)} convolutions are {kind}")
+    notes = {"delegates": delegates, "runtime": f"{opened.runtime} {opened.version}"}
+    return Contender(engine, OWN, epilogue, opened.call(np.random.default_rng(0)), _in_litert(opened), notes)
 
-    def output(x: np.ndarray) -> np.ndarray:
-        interpreter.set_tensor(source["index"], _channels_last(x))
-        interpreter.invoke()
-        return _channels_first(interpreter.get_tensor(target["index"]))
 
-    output(_random_image(graph))  # the input of the timed calls
-    return Contender("tflite-fp32", OWN, epilogue, interpreter.invoke, output, {"delegates": delegates})
+def _in_litert(engine: LiteRtEngine) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda x: _channels_first(engine.run(_channels_last(x)))
 
 
 def _lce(engine: str, graph: Graph, epilogue: str, data: bytes, threads: int) -> Contender:

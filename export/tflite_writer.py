@@ -64,8 +64,36 @@ def _check_groups(unit: BinaryConv) -> None:
         )
 
 
+def to_int8_tflite(graph: Graph, images: np.ndarray) -> bytes:
+    """A network without binary convolutions (`twins.float_graph`) as TensorFlow's own converter quantises it.
+
+    Weights and values are 8 bits, ranges are those on `images` [N, C, H, W]; inputs and outputs stay float32. Raises
+    InputError as `to_tflite` does; RuntimeError if some operator has no 8-bit form.
+    """
+    tf, _ = libraries()
+
+    def converted(folder: str) -> bytes:
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: ([image[None].transpose(0, 2, 3, 1)] for image in images)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        return bytes(converter.convert())
+
+    with _quiet() as log:
+        try:
+            return _saved(_program(graph), graph, converted)
+        except Exception as error:
+            raise RuntimeError(f"TensorFlow's converter failed: {_last_line(log) or error}") from error
+
+
 def _convert(program: Callable[..., Tensor], graph: Graph) -> bytes:
-    tf, lce = libraries()
+    _, lce = libraries()
+    return _saved(program, graph, lambda folder: bytes(lce.convert_saved_model(folder)))
+
+
+def _saved(program: Callable[..., Tensor], graph: Graph, convert: Callable[[str], bytes]) -> bytes:
+    """What `convert` makes of the program, saved in a folder."""
+    tf, _ = libraries()
     module = tf.Module()
     signature = [
         tf.TensorSpec([1, height, width, channels], tf.float32, name=_input_name(i))
@@ -74,7 +102,7 @@ def _convert(program: Callable[..., Tensor], graph: Graph) -> bytes:
     module.program = tf.function(program, input_signature=signature, autograph=False)
     with tempfile.TemporaryDirectory(prefix="bnas-") as folder:
         tf.saved_model.save(module, folder, signatures=module.program.get_concrete_function())
-        return bytes(lce.convert_saved_model(folder))
+        return convert(folder)
 
 
 def _input_name(index: int) -> str:

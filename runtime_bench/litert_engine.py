@@ -89,6 +89,13 @@ class LiteRtEngine:
             results.append([self._interpreter.get_tensor(entry["index"]) for entry in self._output_details])
         return [np.concatenate(parts) for parts in zip(*results, strict=True)]
 
+    def operator_types(self) -> list[tuple[str, str]]:
+        """(name, type of the first input) of each operator; "DELEGATE" stands for what delegates have taken over, which
+        is listed, too."""
+        types = {entry["index"]: np.dtype(entry["dtype"]).name for entry in self._interpreter.get_tensor_details()}
+        details = self._interpreter._get_ops_details()
+        return [(entry["op_name"], types.get(int(entry["inputs"][0]), "")) for entry in details if len(entry["inputs"])]
+
     def random_input(self, rng: np.random.Generator) -> np.ndarray:
         return self._random_inputs(rng)[0]
 

@@ -114,10 +114,13 @@ def test_the_int8_twin_is_integer_and_in_its_relu_form_nothing_else(layer: Layer
 
 def test_every_rival_computes_what_the_file_says() -> None:
     pytest.importorskip("larq_compute_engine")
-    rows = [row for row in bench(Layer(32, 32, 6), rivals.ENGINES, units=2) if row["protocol"] == "blocks"]
-    assert {row["engine"] for row in rows} == set(rivals.ENGINES)
-    assert all(row["agreement"] > 0.999 for row in rows if row["engine"] in ("bnas", "lce", "lce-indirect"))
-    assert all(row["correlation"] > 0.99 for row in rows if row["engine"] in ("ort-int8", "tflite-fp32"))
+    built = native_library.litert_library() is not None
+    engines = tuple(engine for engine in rivals.ENGINES if built or engine != "litert-native")
+    rows = [row for row in bench(Layer(32, 32, 6), engines, units=2) if row["protocol"] == "blocks"]
+    assert {row["engine"] for row in rows} == set(engines)
+    exact = (*rivals.OURS, "lce", "lce-indirect")
+    assert all(row["agreement"] > 0.999 for row in rows if row["engine"] in exact)
+    assert all(row["correlation"] > 0.99 for row in rows if row["engine"] in ("ort-int8", "tflite-fp32", "tflite-int8"))
     assert {row["delegates"] for row in rows if row["engine"] == "tflite-fp32"} == {1}
 
 
@@ -180,6 +183,14 @@ def test_bounds_keep_the_highest() -> None:
     bounds.add(more)
     bounds.add(more)
     assert bounds.samples["avx2"] == [3, 7, 3, 7] and bounds.highest() == {"avx2": 7.0}
+
+
+def test_ours_in_litert_is_a_path_of_its_own() -> None:
+    rows = [row("a", "bnas", "relu", 1.0, "avx512"), row("a", "litert-native", "relu", 2.0, "avx512")]
+    lines = comparison.ratios([*rows, row("a", "lce", "relu", 30.0)], "layer")
+    assert {line["isa"]: line["ratios"] for line in lines} == {"avx512": {"lce": 30.0}, "litert-avx512": {"lce": 15.0}}
+    (found,) = comparison.checks(lines, [("litert-avx512", "lce", 16.0, "each")])
+    assert found["value"] == 15.0 and not found["met"]
 
 
 def row(layer: str, engine: str, epilogue: str, ms: float, isa: str = "own", **more: Any) -> dict[str, Any]:
