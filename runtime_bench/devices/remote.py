@@ -164,7 +164,7 @@ class RemoteTarget:
         result = self._transport.run([*self._one_shot, model, *options], timeout=WORK_S)
         if result.code:
             raise DeviceError(f"{where} does not run by itself on {self._transport.name}: {result.reason}")
-        found = json.loads(result.out)
+        found = json.loads(result.text.splitlines()[-1])
         sizes = {key: found.get(key) for key in ("base_bytes", "peak_bytes")}
         return None if None in sizes.values() else {key: int(value) for key, value in sizes.items()}
 

@@ -50,6 +50,8 @@ class Runner:
         try:
             self._started.write("\t".join(map(str, fields)))
             line = self._started.line(timeout)
+            while line is not None and not line.startswith("{"):  # a greeting of the shell
+                line = self._started.line(timeout)
         except TimeoutError:
             self.close()
             self._lost = ConnectionLost(f"{self._transport.name} did not answer within {timeout:.0f} s")
@@ -58,11 +60,7 @@ class Runner:
             line = None
         if line is None:
             raise self._ended()
-        try:
-            answer = json.loads(line)
-        except ValueError:
-            self.close()
-            raise DeviceError(f"{self._transport.name} answered {line[:80]!r}, which is no JSON") from None
+        answer = json.loads(line)
         if "error" in answer:
             kind = InputError if answer.get("kind") == "mistake" else DeviceError
             raise kind(answer["error"])

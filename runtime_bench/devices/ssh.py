@@ -14,12 +14,13 @@ from pathlib import Path
 from bnas.profiles.errors import InputError
 
 from .address import Address
-from .transport import Result, Transport
+from .transport import Result, Started, Transport
 
 CONFIG = "BNAS_SSH_CONFIG"  # an ssh_config(5) file to use in place of the user's and the system's
 CONNECT_S = 10
 ALIVE_S, ALIVE_COUNT = 5, 3  # a dead network is noticed after 15 s
 PERSIST_S = 60  # how long the connection waits when this process was killed
+_GUARD = 'cat > /dev/null; rm -rf "$1"'  # removes a folder when nobody holds its standard input any more
 FAILED = 255  # the client's own exit code; our scripts never end with it
 
 
@@ -34,6 +35,8 @@ class Ssh(Transport):
         self._host = address.host
         # Short, because the path of a socket may have some 100 bytes; readable by nobody else.
         self._folder = Path(tempfile.mkdtemp(prefix="bnas-", dir="/tmp" if os.path.isdir("/tmp") else None))
+        # What Ctrl-C and exceptions leave to `close`, and a kill leaves to nobody else.
+        self._guard = Started(["sh", "-c", _GUARD, "sh", str(self._folder)])
         self._client = [client, "-T", "-o", f"ControlPath={self._folder}/m"]
         if config := os.environ.get(CONFIG):
             self._client += ["-F", str(Path(config).absolute())]
@@ -49,10 +52,11 @@ class Ssh(Transport):
 
     def _connect(self) -> None:
         options = ["ControlMaster=yes", f"ControlPersist={PERSIST_S}", f"ConnectTimeout={CONNECT_S}"]
+        options += ["RemoteCommand=none", "ClearAllForwardings=yes"]  # what a login there is otherwise used for
         options += [f"ServerAliveInterval={ALIVE_S}", f"ServerAliveCountMax={ALIVE_COUNT}"]
         if not sys.stdin.isatty():
             options.append("BatchMode=yes")
-        command = [*self._client, *(part for option in options for part in ("-o", option)), "--", self._host, "true"]
+        command = [*self._client, *_given(options), "--", self._host, "true"]
         # In the foreground, where it may ask for a password; once it has what it needs it leaves our process group.
         # Its stderr is a file: a pipe would stay open as long as the connection.
         with tempfile.TemporaryFile() as err:
@@ -65,8 +69,8 @@ class Ssh(Transport):
     def command(self, argv: Sequence[str]) -> list[str]:
         # One string, because ssh would join the words with spaces for the shell over there. Without the master no new
         # connection is made: ProxyCommand=false fails at once.
-        options = ["-o", "ControlMaster=no", "-o", "BatchMode=yes", "-o", "ProxyCommand=false"]
-        return [*self._client, *options, "--", self._host, shlex.join(argv)]
+        options = ["ControlMaster=no", "BatchMode=yes", "ProxyCommand=false", "RemoteCommand=none"]
+        return [*self._client, *_given(options), "--", self._host, shlex.join(argv)]
 
     def lost(self, result: Result) -> bool:
         return result.code == FAILED
@@ -77,7 +81,12 @@ class Ssh(Transport):
             subprocess.run(
                 command, stdin=subprocess.DEVNULL, capture_output=True, timeout=15, check=False, start_new_session=True
             )
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._guard.hang_up()
+        self._guard.ended()
+
+
+def _given(options: Sequence[str]) -> list[str]:
+    return [part for option in options for part in ("-o", option)]
 
 
 # What the client says -> what that means, and what to do.

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -24,7 +24,9 @@ mkdir -p "${1%/*}" && cat > "$1.$$" && [ "$(wc -c < "$1.$$")" -eq "$2" ] && chmo
 rm -f "$1.$$"
 exit 1
 """
-SHELL_PULL = 'cat "$1"'
+# Shells that are logged in to may greet before they run what they are given; nothing before BEGIN is an answer.
+BEGIN = b"\tbnas begins\n"
+SHELL_BEGIN = r"printf '\tbnas begins\n'" + "\n"
 PATIENCE = 60.0  # seconds for a command that has next to nothing to do
 SLOWEST_LINE = 50_000  # bytes a second below which a file transfer counts as stuck
 
@@ -162,7 +164,8 @@ class Transport:
 
     def script(self, text: str, *arguments: str, stdin: Source = b"", timeout: float = PATIENCE) -> Result:
         """Run a shell script of ours; what varies comes as its arguments."""
-        return self.run(["sh", "-c", text, "sh", *arguments], stdin, timeout)
+        result = self.run(["sh", "-c", SHELL_BEGIN + text, "sh", *arguments], stdin, timeout)
+        return replace(result, out=result.out.partition(BEGIN)[2])
 
     def start(self, argv: Sequence[str]) -> Started:
         """Start `argv`, to be talked to through pipes."""
@@ -177,7 +180,7 @@ class Transport:
 
     def pull(self, source: str) -> bytes:
         """The content of a file there. Raises DeviceError if it cannot be read."""
-        result = self.script(SHELL_PULL, source, timeout=600)
+        result = self.script('cat "$1"', source, timeout=600)
         if result.code:
             raise DeviceError(f"cannot read from {self.name}: {result.reason}")
         return result.out

@@ -30,7 +30,7 @@ for d in "$TMPDIR" /tmp /data/local/tmp; do [ -n "$d" ] && [ -d "$d" ] && [ -w "
 fi
 folder=$(mktemp -d "$parent/$2XXXXXX") || exit 1
 trap : HUP INT TERM
-printf '%s\\n' "$folder"
+printf 'folder\\t%s\\n' "$folder"
 exec 2> /dev/null
 cat > /dev/null
 rm -rf "$folder" || { sleep 1; rm -rf "$folder"; }
@@ -45,8 +45,8 @@ else place=${XDG_CACHE_HOME:-$HOME/.cache}; fi
 fi
 folder=$place/$2
 mkdir -p "$folder" || exit 1
-printf '%s\\n' "$folder"
-for f in "$folder"/*/*; do [ -f "$f" ] && printf '%s %s\\n' "$(wc -c < "$f")" "$f"; done
+printf 'folder\\t%s\\n' "$folder"
+for f in "$folder"/*/*; do [ -f "$f" ] && printf '%s\\t%s\\n' "$(wc -c < "$f")" "$f"; done
 true
 """
 _FREE = 'df -Pk "$1" | tail -n 1'
@@ -64,7 +64,7 @@ class Workplace:
         if parent and not re.fullmatch(r"/[^\x00-\x1f]*", parent):
             raise InputError(f"{PARENT} {parent!r} is not an absolute path on the device")
         self._guard = transport.start(["sh", "-c", _GUARD, "sh", parent, PREFIX])
-        self.folder = self._guard.line(PATIENCE) or ""
+        self.folder = self._announced()
         if not self.folder.startswith("/") or not Path(self.folder).name.startswith(PREFIX):
             reason = self._guard.ended().reason
             raise InputError(
@@ -113,6 +113,14 @@ class Workplace:
             self._there.pop(path, None)
         self._transport.run(["rm", "-f", "--", *paths])
 
+    def _announced(self) -> str:
+        """The folder that the guard names; empty if there is none."""
+        while (line := self._guard.line(PATIENCE)) is not None:
+            name, tab, folder = line.partition("\t")
+            if tab and name == "folder":
+                return folder
+        return ""
+
     def _put(self, folder: str, files: Mapping[str, Source]) -> dict[str, str]:
         places = {name: f"{folder}/{_digest(source)}/{name}" for name, source in files.items()}
         missing = {name: source for name, source in files.items() if self._there.get(places[name]) != size_of(source)}
@@ -149,14 +157,12 @@ class Workplace:
 
     def _kept(self, parent: str) -> str:
         result = self._transport.script(_KEEP, parent, KEPT)
-        first, *rows = result.text.splitlines() or [""]
-        if result.code or not first.startswith("/"):
+        rows = [line.strip().partition("\t") for line in result.text.splitlines()]
+        folder = next((path for name, _, path in rows if name == "folder"), "")
+        if result.code or not folder:
             raise InputError(f"cannot make a folder to keep on {self._transport.name}: {result.reason}")
-        for row in rows:
-            size, _, path = row.strip().partition(" ")
-            if size.isdigit():
-                self._there[path] = int(size)
-        return first
+        self._there |= {path: int(size) for size, _, path in rows if size.isdigit()}
+        return folder
 
 
 def _full(size: int, free: int, folder: str) -> DeviceError:

@@ -9,7 +9,7 @@ from bnas.profiles.errors import InputError
 from bnas.runtime_bench import machine
 from bnas.runtime_bench.devices import DeviceError, kit, probe
 from bnas.runtime_bench.devices.checking import warnings
-from bnas.runtime_bench.devices.transport import PATIENCE, Result, Source, Transport
+from bnas.runtime_bench.devices.transport import BEGIN, PATIENCE, Result, Source, Transport
 
 A76, A55 = "0xd0b", "0xd05"
 ELF32_ARM = "7f454c46" + "01" + "01" + "01" + "00" * 9 + "0200" + "2800"
@@ -42,7 +42,7 @@ class Saying(Transport):
 
     def run(self, argv: Sequence[str], stdin: Source = b"", timeout: float = PATIENCE) -> Result:
         rows = (f"{name}\t{line}\n" for name, text in self.said.items() for line in text.split("\n"))
-        return Result(0, "".join(rows).encode(), "")
+        return Result(0, BEGIN + "".join(rows).encode(), "")
 
 
 def facts(said: dict[str, str]) -> machine.Facts:

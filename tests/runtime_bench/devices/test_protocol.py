@@ -13,6 +13,7 @@ from bnas.runtime_bench.devices import open_device
 from bnas.runtime_bench.engines import open_engine
 
 from .conftest import NEAR, URLS
+from .ssh_server import SshServer
 
 UGLY = [
     "a b.onnx",
@@ -151,6 +152,23 @@ def test_kept_files_are_not_pushed_again(url: str, network: bytes, device_folder
     second = kept()
     changed = {name for name in first if first[name] != second[name]}
     assert first.keys() == second.keys() and changed == {str(truncated.relative_to(device_folder))}
+
+
+@pytest.mark.parametrize("url", ["ssh"], indirect=True)
+def test_a_shell_that_greets(
+    url: str, network: bytes, images: np.ndarray, device_folder: Path, server: SshServer
+) -> None:
+    greeting = server.folder / "home" / ".bashrc"
+    greeting.write_text("echo 'welcome {to}\tthis board'\n")
+    try:
+        for _ in range(2):
+            with open_device(url, keep=True) as target:
+                here = open_engine(network).run(images)
+                np.testing.assert_allclose(target.open(network).infer(images), here, rtol=1e-5, atol=1e-5)
+                assert target.memory(network, 1) and target.describe()["memory_mb"]
+    finally:
+        greeting.unlink()
+    assert [path.name for path in device_folder.iterdir()] == ["bnas-kit"]
 
 
 @pytest.mark.parametrize("url", ["emulator"], indirect=True)
