@@ -1,7 +1,6 @@
 """Devices to test on: this machine, a real ssh server on loopback, an emulator alone and behind it, adb's stand-in."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from ..native.conftest import emulator, here, missing
 from . import ssh_server
 from .ssh_server import SshServer
 
-STAND_IN = Path(__file__).with_name("stand_in_adb.py")
+STAND_IN = Path(__file__).with_name("stand_in_adb.sh")
 URLS = {
     "local": "local",
     "ssh": "ssh://board",
@@ -53,7 +52,7 @@ def adb_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     programs, commands = tmp_path / "programs", tmp_path / "commands"
     for folder in (programs, commands):
         folder.mkdir()
-    _program(programs / "adb", f'#!/bin/sh\nexec "{sys.executable}" "{STAND_IN}" "$@"\n')
+    (programs / "adb").symlink_to(STAND_IN)
     _program(commands / "getprop", "#!/bin/sh\ncase $1 in *release) echo 14;; *model) echo Phone;; esac\n")
     log = tmp_path / "adb.log"
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")

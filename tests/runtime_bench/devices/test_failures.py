@@ -215,8 +215,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", folder], check=False)
 
 
-@pytest.mark.parametrize("megabytes", [3, 60])
-@pytest.mark.parametrize("url", NEAR, indirect=True)
+@pytest.mark.parametrize(("url", "megabytes"), [("ssh", 3), ("ssh", 60), ("adb", 60)], indirect=["url"])
 def test_full_disk(
     megabytes: int, url: str, network: bytes, small_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
