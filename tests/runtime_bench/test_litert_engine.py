@@ -1,0 +1,148 @@
+"""Files of Larq Compute Engine in stock LiteRT on our kernels: as an engine, on threads, again and again."""
+
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bnas
+from bnas.profiles.errors import InputError
+from bnas.runtime_bench import native_library, tflite_bytes
+from bnas.runtime_bench.engines import may_claim_speedup, open_engine
+from bnas.runtime_bench.litert_engine import LiteRtEngine, find_host
+
+from .native.conftest import missing
+from .native.litert_files import Around, Case, Conv, unit_case
+
+CYCLES = 300
+MOST_GROWTH_KB = 1024  # over the second half of the cycles; a delegate that is kept holds more than 10 kB
+
+
+@pytest.fixture(scope="module", autouse=True)
+def need_delegate() -> None:
+    if find_host() is None:
+        missing("needs LiteRT: pip install 'bnas[litert]'")
+    if native_library.litert_library() is None:
+        missing("needs the delegate, which is built with the native kernels")
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    """One image in, one unit; large enough for several tasks."""
+    conv = Conv(channels=64, outputs=128, size=(40, 41))
+    return unit_case(conv, Around(shift=True, activation="prelu"), np.random.default_rng(0))
+
+
+def test_names_and_results(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bnas.runtime_bench.native import _native
+
+    assert Path(bnas.litert_delegate_path()).name == native_library.LITERT
+    file = case.network.file()
+    for path in _native.paths():
+        monkeypatch.setenv("BNAS_ISA", path)
+        engine = open_engine(file)
+        assert (engine.name, engine.operators) == (f"litert-native-{path}", _native.version)
+        assert may_claim_speedup(engine.name) == (path != "reference")
+        assert (engine.runtime, engine.input_layout, engine.input_shape) == (find_host(), "NHWC", (64, 40, 41))
+        np.testing.assert_allclose(engine.run(case.feeds["x"]), case.expected, rtol=0, atol=case.tolerance)
+    monkeypatch.setenv("BNAS_ISA", "sse9")
+    with pytest.raises(InputError, match="BNAS_ISA=sse9 is not one of reference, portable"):
+        open_engine(file)
+
+
+def test_several_images_and_extra_outputs(case: Case) -> None:
+    engine = open_engine(case.network.file(), extra_outputs=["conv", "bits"])
+    x = np.concatenate([case.feeds["x"], -case.feeds["x"], case.feeds["x"]])
+    found = engine.run_all(x)
+    assert list(found) == [case.network.outputs[0], "conv", "bits"]
+    together, bits = found[case.network.outputs[0]], found["bits"]
+    assert bits.dtype == np.int32 and bits.shape == (3, 40, 41, 2)
+    np.testing.assert_array_equal(together[0], together[2])
+    np.testing.assert_allclose(together[:1], case.expected, rtol=0, atol=case.tolerance)
+    np.testing.assert_array_equal(bits[0], bits[2])
+    assert (bits[0] != bits[1]).any()
+
+
+def test_threads_give_the_same(case: Case) -> None:
+    file = case.network.file()
+    one = open_engine(file).run(case.feeds["x"])
+    for threads in (2, 3, 7):
+        engine = open_engine(file, threads=threads)
+        for _ in range(5):
+            np.testing.assert_array_equal(engine.run(case.feeds["x"]), one)
+
+
+def test_interpreters_on_threads_of_their_own(case: Case) -> None:
+    """Each with two threads of its own, all at once."""
+    file, expected = case.network.file(), open_engine(case.network.file()).run(case.feeds["x"])
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        engine = open_engine(file, threads=2)
+        for _ in range(10):
+            if not np.array_equal(engine.run(case.feeds["x"]), expected):
+                wrong.append(number)
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert wrong == []
+
+
+def resident_kb() -> int:
+    found = re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1])
+
+
+def test_memory_stays_flat() -> None:
+    case = unit_case(Conv(outputs=20), Around(residual=False), np.random.default_rng(0))
+    file = case.network.file()
+    held = []
+    for _ in range(CYCLES):
+        LiteRtEngine(file, "model", threads=2).run(case.feeds["x"])
+        held.append(resident_kb())
+    assert held[-1] - held[CYCLES // 2] < MOST_GROWTH_KB
+
+
+def test_no_cut_of_a_file_gets_through(case: Case) -> None:
+    whole = case.network.file()
+    assert tflite_bytes.parse(whole, "model").operators == {"LceQuantize", "LceBconv2d"}
+    for length in [*range(0, 600, 7), *range(600, len(whole), len(whole) // 50)]:
+        try:
+            tflite_bytes.parse(whole[:length], "model")
+        except InputError as error:
+            assert str(error).startswith("model: not a whole TFLite file (") and "\n" not in str(error)
+            continue
+        open_engine(whole[:length])  # what is cut off is nothing that the file points to
+
+
+def test_spoilt_bytes_never_raise_anything_else(case: Case) -> None:
+    rng = np.random.default_rng(0)
+    head = case.network.file()
+    outcomes = {"read": 0, "refused": 0}
+    for _ in range(500):
+        octets = np.frombuffer(head, np.uint8).copy()
+        octets[rng.integers(len(octets) if rng.random() < 0.2 else 1500, size=rng.integers(1, 6))] = rng.integers(256)
+        try:
+            content = tflite_bytes.parse(octets.tobytes(), "model")
+            content.with_outputs(content.tensors[:1])
+            outcomes["read"] += 1
+        except InputError:
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 20, outcomes
+
+
+def test_more_outputs_are_what_the_schema_reads(case: Case) -> None:
+    from .native.litert_files import schema
+
+    classes: Callable[..., object] = schema().ModelT.InitFromPackedBuf
+    content = tflite_bytes.parse(case.network.file(), "model")
+    model = classes(content.with_outputs(["conv", "w"]), 0)
+    graph = model.subgraphs[0]  # type: ignore[attr-defined]
+    assert [graph.tensors[index].name.decode() for index in graph.outputs] == [*content.outputs, "conv", "w"]
