@@ -1,6 +1,12 @@
 """Search, train, export and bench 1-bit convolutional networks that meet a latency budget on your device."""
 
+import os
+
 __version__ = "0.1.0"
+
+# onnxruntime's newer wheels for Linux send events to their maker and leave an identifier in the user's cache folder,
+# unless this is set before they are loaded. Whoever wants that sets it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def ops_library_path() -> str:

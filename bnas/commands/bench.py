@@ -100,7 +100,10 @@ def do_bench(
             device, keep=keep, cpus=cpus, tflite_benchmark=benchmarks[0], lce_benchmark=benchmarks[1]
         ) as target:
             counts = settings.thread_counts(threads, target.usable_cores())
+            left_out = {} if compare or any(benchmarks) else _without_a_program(files, target)
+            files = {label: path for label, path in files.items() if label not in left_out}
             document = bench_files(target, files, counts, seconds, report, each=compare, partial=partial)
+            document["warnings"] += left_out.values()
             if units:
                 document["units"] = {
                     label: target.unit_profile(path, counts[0], 20)
@@ -154,6 +157,17 @@ def _exported(run: runs.Run) -> dict[str, Path]:
     return {path.suffix[1:]: path for path in found} | _with_twins(found[0])
 
 
+def _without_a_program(files: dict[str, Path], target: Target) -> dict[str, str]:
+    """The files that a device without Python has no program for, where it can run others; with what to say of them."""
+    tflite = [label for label, path in files.items() if path.suffix == ".tflite" and not target.local]
+    if len(tflite) == len(files):
+        return {}
+    return {
+        label: f"{files[label]} is left out: a device needs a program for it; name one with --lce-benchmark"
+        for label in tflite
+    }
+
+
 def _predicted(run: runs.Run, document: dict, target: Target) -> dict:
     """The run's prediction and, where it is about this device and engine, how far the measured median is from it."""
     from bnas.profiles.schema import load_profile
@@ -204,7 +218,8 @@ def _accuracy(run: runs.Run, files: dict[str, Path], target: Target, threads: in
     network, _ = load_network(run.path("model.safetensors"))
     images = settings.load_data(run.config["data"], report)
     pixels, labels = images.test.images, np.asarray(images.test.labels)
-    mine = [label for label in files if "twin" not in label]
+    # A benchmark program, which runs .tflite files on other devices, gives no outputs.
+    mine = [label for label, path in files.items() if "twin" not in label and (target.local or path.suffix == ".onnx")]
     sessions = {label: target.open(files[label], threads) for label in mine}
     classes: dict[str, list[np.ndarray]] = {label: [] for label in (*mine, "pytorch")}
     try:

@@ -67,6 +67,7 @@ Runtime::Loaded Runtime::load(const std::string& given) {
     throw Mistake((given.empty() ? "ORT_LIBRARY=" : "--ort ") + path + " cannot be read: " + std::strerror(errno));
   }
   if (path.empty()) path = onnxruntime_beside();
+  setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // it would send events, and leave an identifier in the home folder
   void* library = nullptr;
   std::string why;
   const std::vector<std::string> names = path.empty()

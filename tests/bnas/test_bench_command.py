@@ -1,6 +1,7 @@
 """`bnas bench` of files: any names, against each other, on a device that goes away."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -129,3 +130,14 @@ def test_a_profile_build_goes_on_after_a_lost_connection(
     profile = load_profile("k.yaml")
     assert leaving.opened == 2 * (3 * len(profile.rows) - kept)
     assert profile.device.name == "ssh://pi@kitchen" and not Path(".k.partial.json").exists()
+
+
+def test_nothing_is_left_at_home(model: Path, tmp_path: Path, command: Any) -> None:
+    """onnxruntime would leave an identifier there, and send events."""
+    home = tmp_path / "home"
+    home.mkdir()
+    env = {**os.environ, "HOME": str(home), "XDG_CACHE_HOME": str(home)}
+    env.pop("ORT_DISABLE_TELEMETRY")
+    done = command("bench", model, "--threads", 1, "--seconds", 0.05, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    assert list(home.iterdir()) == []

@@ -26,7 +26,9 @@ UGLY = [
 
 
 @pytest.mark.parametrize("url", URLS, indirect=True)
-def test_whole_protocol(url: str, network: bytes, images: np.ndarray, device_folder: Path) -> None:
+def test_whole_protocol(
+    url: str, network: bytes, images: np.ndarray, device_folder: Path, server: SshServer
+) -> None:
     with open_device(url) as target:
         emulated = "emulator" in url
         assert (target.url, target.local, target.emulated) == (url, url == "local", emulated)
@@ -58,6 +60,7 @@ def test_whole_protocol(url: str, network: bytes, images: np.ndarray, device_fol
         nodes = target.unit_profile(network, 1, 3)
         assert {"BinaryConv2d"} <= {node["op"] for node in nodes} and all(node["ms"] >= 0 for node in nodes)
     assert list(device_folder.iterdir()) == []
+    assert list((server.folder / "home").iterdir()) == []
 
 
 @pytest.mark.parametrize("url", ["local", "ssh", "adb", "emulator"], indirect=True)
