@@ -5,7 +5,7 @@ Inputs are uint8 with one scale and zero point; weights are int8, symmetric, wit
 the integers behind them are found again.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,6 +15,8 @@ KEEPS_LEVELS = ("relu", "max_pool", "slice")  # give values of the same levels, 
 LARGEST = 127  # so that -w is there for every w
 GRID_TOLERANCE = 1e-3  # of a step; folding a batch-norm in float64 and rounding to float32 moves weights by up to 3e-5
 BIAS_LIMIT = 2**30  # an int32 sum of a bias and up to 33,000 products stays inside
+IMAGE_CHANNELS = 4  # a convolution of more reads no image
+IMAGE_WEIGHTS = 512  # of an output channel: as many as a `ByteConv2d` may have
 BIAS_PRECISION = 2**24  # steps of a bias whose channel has no weight
 
 
@@ -31,6 +33,22 @@ class EightBitUnit:
     scale: np.ndarray
     source: FloatOp
     epilogue: tuple[FloatOp, ...]
+
+    @property
+    def reads_image(self) -> bool:
+        """Whether it is a convolution of so few channels that runtimes' integer kernels are no faster than float ones.
+
+        It goes by the unit alone, so that a unit that is timed by itself is what it is in a network.
+        """
+        outputs, depth = self.integers.shape[:2]
+        if self.op.kind != "conv" or depth * self.op.attributes["groups"] > IMAGE_CHANNELS:
+            return False
+        return self.integers.size <= outputs * IMAGE_WEIGHTS
+
+    @property
+    def output(self) -> str:
+        """The value that it ends in."""
+        return self.epilogue[-1].output if self.epilogue else self.op.output
 
     @property
     def bias_scale(self) -> np.ndarray:
@@ -72,6 +90,20 @@ def eight_bit_units(graph: Graph) -> dict[str, EightBitUnit]:
         epilogue = conv_epilogue(op, readers) if op.kind == "conv" else ()
         found[op.output] = EightBitUnit(op, integers, scale, source, epilogue)
     return found
+
+
+def image_units(graph: Graph) -> dict[str, EightBitUnit]:
+    """Those of `eight_bit_units` that read an image, which a file may hold as one operator from float to float.
+
+    They end in front of a rounding that other 8-bit units look for.
+    """
+    units = eight_bit_units(graph)
+    sources = {unit.source.output for unit in units.values()}
+    return {
+        name: replace(unit, epilogue=unit.epilogue[:-1]) if unit.output in sources else unit
+        for name, unit in units.items()
+        if unit.reads_image
+    }
 
 
 def integer_weights(weight: np.ndarray) -> np.ndarray | None:

@@ -20,12 +20,12 @@ import torch
 
 from .bits import around, unpack_values
 from .capture import INPUT, OUTPUT, Captured
-from .eight_bit import eight_bit_units
+from .eight_bit import eight_bit_units, image_units
 from .graph import BinaryConv, FloatOp, Graph, conv_epilogue
 from .lowering import Lowered
 
 if TYPE_CHECKING:
-    from onnx import NodeProto
+    from onnx import ModelProto, NodeProto
 
 TOLERANCE = 1e-5  # (a) of the largest value, per operator in between; (b) of the deviation of the layer's input
 AGREEMENT = 0.997  # share of images whose arg-max must be equal
@@ -364,6 +364,8 @@ class ExposedOnnx:
         import onnx
         import onnxruntime
 
+        from .onnx_functions import BYTE_CONV
+
         model = onnx.load(path)
         nodes = {node.output[0]: node for node in model.graph.node}
         constants = {tensor.name for tensor in model.graph.initializer}
@@ -371,7 +373,9 @@ class ExposedOnnx:
         self._taps = [tap for tap in taps if tap is not None]
         self._input, self._output = model.graph.input[0].name, model.graph.output[0].name
         bits = {tap.x for tap in self._taps if tap.x_bits} | {tap.y for tap in self._taps if tap.y_bits}
-        self._values = sorted(_float_ends(graph) & {name for name, node in nodes.items() if node.domain == ""})
+        shown_alone = {name for name, node in nodes.items() if node.domain == "" or node.op_type == BYTE_CONV}
+        shown_alone |= _show_levels(model, graph)
+        self._values = sorted(_float_ends(graph) & shown_alone)
         shown = {name for tap in self._taps for name in (tap.x, tap.residual, tap.y) if name} | set(self._values)
         for name in sorted(shown - {self._input, self._output}):
             dtype = onnx.TensorProto.UINT32 if name in bits else onnx.TensorProto.FLOAT
@@ -390,6 +394,27 @@ class ExposedOnnx:
         values[self._input] = images
         units = {tap.unit.name: _unit_values(tap, values) for tap in self._taps}
         return Shown(values[self._output], units, {name: values[name] for name in self._values})
+
+
+def _show_levels(model: "ModelProto", graph: Graph) -> set[str]:
+    """Where a unit of the file rounds its input by itself, round beside it, as it must. Names of what is shown now."""
+    from onnx import helper
+
+    from .onnx_functions import BYTE_CONV, INPUTS
+
+    nodes = {node.output[0]: node for node in model.graph.node}
+    shown: set[str] = set()
+    for unit in image_units(graph).values():
+        node, levels = nodes.get(unit.output), unit.source.output
+        if node is None or node.op_type != BYTE_CONV or levels in nodes or levels in shown:
+            continue
+        given = dict(zip(INPUTS[BYTE_CONV], node.input, strict=True))
+        rounding = [given["x_scale"], given["x_zero_point"]]
+        integers = f"{levels}.integers"
+        model.graph.node.append(helper.make_node("QuantizeLinear", [given["x"], *rounding], [integers]))
+        model.graph.node.append(helper.make_node("DequantizeLinear", [integers, *rounding], [levels]))
+        shown.add(levels)
+    return shown
 
 
 def _float_ends(graph: Graph) -> set[str]:

@@ -3,6 +3,10 @@
 Bits tensor: uint32 [N, ceil(C / 32), H, W]; bit i of word j is channel 32 * j + i, 1 means -1; bits past the last
 channel are 0. The bodies compute in float32, where sums of +-1 and of up to 16 different powers of two are exact. The
 weights depend on constants only, so a runtime folds them into plain float weights at load.
+
+ByteConv2d is a convolution of integers between floats: `x` is rounded as QuantizeLinear does, `w` holds whole numbers,
+and so do the sums, exactly, because an output channel has at most 512 weights: 255 * 128 * 512 is below 2^24. The result is rounded to levels again,
+as torch.fake_quantize_per_tensor_affine does, by a product with 1 / y_scale; where y_scale is 0 it is not.
 """
 
 from typing import Any
@@ -12,7 +16,7 @@ from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper, 
 
 DOMAIN, OPSET = "ai.bnas", 18
 CONV, CONV_BITS, CONV_FROM_BITS = "BinaryConv2d", "BinaryConv2dBits", "BinaryConv2dFromBits"
-PACK, MAX_POOL = "PackSigns", "BinaryMaxPool2d"
+BYTE_CONV, PACK, MAX_POOL = "ByteConv2d", "PackSigns", "BinaryMaxPool2d"
 CONVS = (CONV, CONV_BITS, CONV_FROM_BITS)
 
 _EPILOGUE = ("residual", "slope", "act_shift_in", "act_shift_out")  # [N, O, Ho, Wo], then [O, 1, 1] each
@@ -24,6 +28,9 @@ INPUTS: dict[str, tuple[str, ...]] = {
     CONV_FROM_BITS: ("x", "w_packed", "scale", "bias", *_EPILOGUE),
     # x: bits; threshold: int32 [O, 1, 1] -> bits of (dot < threshold)
     CONV_BITS: ("x", "w_packed", "threshold"),
+    # x: float32 [N, C, H, W]; w: int8 [O, Cg, kh, kw]; scales and zero points: one element, float32 and uint8; the rest
+    # [O, 1, 1] -> float32 [N, O, Ho, Wo]
+    BYTE_CONV: ("x", "w", "x_scale", "x_zero_point", "scale", "bias", "slope", "act_shift_out", "y_scale", "y_zero_point"),
     # x: float32 [N, C, H, W]; shift: [C, 1, 1] -> bits of (x < shift)
     PACK: ("x", "shift"),
     # bits -> bits
@@ -34,6 +41,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {  # in_channels and channels are lists
     CONV: _CONV_ATTRIBUTES,  # in_channels: of one group
     CONV_FROM_BITS: (*_CONV_ATTRIBUTES, "channels"),  # channels: of the whole input
     CONV_BITS: (*_CONV_ATTRIBUTES, "channels"),
+    BYTE_CONV: _CONV_ATTRIBUTES,
     PACK: ("in_channels",),  # of the whole input
     MAX_POOL: ("kernel_shape", "strides", "pads"),
 }
@@ -110,6 +118,28 @@ def _binary_conv_bits(body: _Body) -> None:
     limit = body.step("Cast", "limit", "threshold", to=TensorProto.FLOAT)  # rounds only what no dot product reaches
     negative = body.step("Less", "negative", _dots(body, _signs_of_bits(body)), limit)
     _pack(body, negative, body.step("Shape", "out_channels", "w_packed", start=0, end=1))
+
+
+def _byte_conv(body: _Body) -> None:
+    levels = body.step("QuantizeLinear", "x_levels", "x", "x_scale", "x_zero_point")
+    floats, zero, weight = (
+        body.step("Cast", f"{name}_floats", value, to=TensorProto.FLOAT)
+        for name, value in (("x", levels), ("x_zero", "x_zero_point"), ("w", "w"))
+    )
+    geometry = ("kernel_shape", "strides", "pads", "dilations", "group")
+    sums = body.step("Conv", "sums", body.step("Sub", "steps", floats, zero), weight, like_caller=geometry)
+    biased = body.step("Add", "biased", body.step("Mul", "scaled", sums, "scale"), "bias")
+    rectified = body.step("PRelu", "rectified", biased, "slope")
+    # No Add: onnxruntime takes one of 0 out, and loses the value where its reader has another one that is computed.
+    value = body.step("Sum", "value", rectified, "act_shift_out")
+
+    one, y_zero = body.constant(1), body.step("Cast", "y_zero", "y_zero_point", to=TensorProto.FLOAT)
+    is_rounded = body.step("Greater", "is_rounded", "y_scale", body.constant(0))
+    inverse = body.step("Div", "inverse", one, body.step("Where", "divisor", is_rounded, "y_scale", one))
+    whole = body.step("Round", "whole", body.step("Mul", "quotient", value, inverse))
+    low, high = body.step("Neg", "low", y_zero), body.step("Sub", "high", body.constant(255), y_zero)
+    kept = body.step("Min", "kept", body.step("Max", "raised", whole, low), high)
+    body.step("Where", "y", is_rounded, body.step("Mul", "rounded", kept, "y_scale"), value)
 
 
 def _pack_signs(body: _Body) -> None:
@@ -205,6 +235,7 @@ _BODIES = {
     CONV: _binary_conv,
     CONV_FROM_BITS: _binary_conv_from_bits,
     CONV_BITS: _binary_conv_bits,
+    BYTE_CONV: _byte_conv,
     PACK: _pack_signs,
     MAX_POOL: _binary_max_pool,
 }

@@ -19,9 +19,9 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from bnas.profiles import atomic
 
 from .bits import pack
-from .eight_bit import EightBitUnit, eight_bit_units
+from .eight_bit import EightBitUnit, eight_bit_units, image_units
 from .graph import BinaryConv, FloatOp, Graph
-from .onnx_functions import CONV, CONV_BITS, CONV_FROM_BITS, CONVS, DOMAIN, MAX_POOL, OPSET, PACK, function
+from .onnx_functions import BYTE_CONV, CONV, CONV_BITS, CONV_FROM_BITS, CONVS, DOMAIN, MAX_POOL, OPSET, PACK, function
 
 IR_VERSION = 9
 
@@ -40,10 +40,16 @@ def to_onnx(graph: Graph, metadata: dict[str, str], *, name: str = "network") ->
     """The checked model. Its batch axis is dynamic; values keep the names they have in `graph`."""
     shapes = graph.shapes()
     eight_bit = eight_bit_units(graph)
+    of_image = image_units(graph)
+    inside = _inside(graph, of_image)
     body = _Body()
     for node in graph.nodes:
         if isinstance(node, BinaryConv):
             _binary_conv(body, node)
+        elif node.output in of_image:
+            _byte_conv(body, of_image[node.output])
+        elif node.output in inside:
+            continue
         elif node.output in eight_bit:
             EIGHT_BIT_WRITERS[node.kind](body, eight_bit[node.output])
         else:
@@ -65,6 +71,16 @@ def to_onnx(graph: Graph, metadata: dict[str, str], *, name: str = "network") ->
     helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def _inside(graph: Graph, units: dict[str, EightBitUnit]) -> set[str]:
+    """The values that are made inside of one of these units and nowhere else, or where it ends."""
+    readers = graph.readers()
+    inside = {op.output for unit in units.values() for op in unit.epilogue}
+    for levels in {unit.source.output for unit in units.values()} - {graph.output}:
+        if all(reader.output in units for reader in readers[levels]):
+            inside.add(levels)
+    return inside
 
 
 class _Body:
@@ -144,6 +160,46 @@ def _eight_bit_conv(body: _Body, unit: EightBitUnit) -> None:
         _conv_node(body, op, weight, body.constant(f"{op.output}.bias", op.attributes["bias"].astype(np.float32)))
     else:
         _conv_node(body, op, weight, _dequantised(body, f"{op.output}.bias", bias, unit.bias_scale))
+
+
+def _byte_conv(body: _Body, unit: EightBitUnit) -> None:
+    """The unit with the rounding of its input, and everything behind it, in one node."""
+    op, behind = unit.op, {step.kind: step for step in unit.epilogue}
+    x = unit.source.inputs[0] if op.inputs[0] == unit.source.output else op.inputs[0]
+    slope = np.zeros(1) if "relu" in behind else behind["prelu"].attributes["slope"] if "prelu" in behind else np.ones(1)
+    shift = behind["affine"].attributes["bias"] if "affine" in behind else np.zeros(1)
+    rounding = behind["quantize"].attributes if "quantize" in behind else {"scale": 0.0, "zero_point": 0}
+    a = op.attributes
+
+    def constant(part: str, value: Any, dtype: type = np.float32) -> str:
+        return body.constant(f"{unit.output}.{part}", np.asarray(value, dtype))
+
+    def per_channel(part: str, value: np.ndarray) -> str:
+        return constant(part, value.reshape(-1, 1, 1))
+
+    body.node(
+        BYTE_CONV,
+        [
+            x,
+            constant("w", unit.integers, np.int8),
+            constant("x_scale", unit.source.attributes["scale"]),
+            constant("x_zero_point", unit.source.attributes["zero_point"], np.uint8),
+            per_channel("scale", unit.bias_scale),
+            per_channel("bias", a["bias"]),
+            per_channel("slope", slope),
+            per_channel("act_shift_out", shift),
+            constant("y_scale", rounding["scale"]),
+            constant("y_zero_point", rounding["zero_point"], np.uint8),
+        ],
+        unit.output,
+        domain=DOMAIN,
+        in_channels=[unit.integers.shape[1]],
+        kernel_shape=list(unit.integers.shape[2:]),
+        strides=list(a["strides"]),
+        pads=list(a["pads"]),
+        dilations=list(a["dilations"]),
+        group=a["groups"],
+    )
 
 
 def _dequantised(body: _Body, name: str, integers: np.ndarray, scale: np.ndarray) -> str:

@@ -41,7 +41,8 @@ def export_network(
     progress(stage, done, total) is called with the stages "capture", "write", "check" (in images) and "twins".
     The report's "kernels" is what a second check found with our kernels, None if the file does not run on them;
     "eight_bit" how many 8-bit convolutions and linear layers there are, and how many of them are computed in float
-    nevertheless: in TFLite all, in ONNX those that onnxruntime, on this processor, does not fuse with the roundings.
+    nevertheless: in TFLite all, in ONNX those that are no `ByteConv2d` and that onnxruntime, on this processor, does not
+    fuse with the roundings.
     Raises InputError for what cannot be exported, GateError if the written file computes something else.
     """
     report = progress or (lambda stage, done, total: None)
@@ -134,10 +135,12 @@ def _eight_bit(graph: Graph, path: Path, format: str) -> dict[str, int]:
     if kinds and format == "onnx":
         import onnx
 
+        from .onnx_functions import BYTE_CONV
         from .twins import INTEGER_CONVS, INTEGER_LINEARS, optimised_nodes
 
-        operators = [operator for operator, _ in optimised_nodes(onnx.load(path))]
-        integer = sum(operator in INTEGER_CONVS + INTEGER_LINEARS for operator in operators)
+        model = onnx.load(path)
+        operators = [node.op_type for node in model.graph.node] + [operator for operator, _ in optimised_nodes(model)]
+        integer = sum(operator in (BYTE_CONV, *INTEGER_CONVS, *INTEGER_LINEARS) for operator in operators)
     return {
         "convolutions": kinds.count("conv"),
         "linear_layers": kinds.count("linear"),

@@ -10,7 +10,9 @@ LIBRARY = "libbnas_ort.so"  # the operators of domain ai.bnas for onnxruntime
 LITERT = "libbnas_litert.so"  # Larq Compute Engine's operators for LiteRT, an external delegate
 RUNNER = "bnas-runner"
 # Those in it; a file with others runs by its function bodies, and says so.
-OPERATORS = frozenset({"BinaryConv2d", "BinaryConv2dFromBits", "BinaryConv2dBits", "PackSigns", "BinaryMaxPool2d"})
+OPERATORS = frozenset(
+    {"BinaryConv2d", "BinaryConv2dFromBits", "BinaryConv2dBits", "ByteConv2d", "PackSigns", "BinaryMaxPool2d"}
+)
 PREFIX = "native-"  # of the engine's name; the path follows: native-avx512
 REFERENCE = PREFIX + "reference"  # the naive loops that are the specification: no speed is claimed for them
 LITERT_PREFIX = "litert-" + PREFIX  # of the engine's name where the delegate computes: litert-native-avx512

@@ -4,10 +4,10 @@
 #include <atomic>
 #include <cstring>
 #include <memory>
-#include <new>
 
 #include "plan.h"
 #include "reference.h"
+#include "tasks.h"
 
 namespace bnas {
 namespace {
@@ -15,18 +15,6 @@ namespace {
 constexpr int64_t kRunPixels = 1024;  // pixels packed at once, before they are placed into planes, or one row
 constexpr int64_t kCountsSlack = 64;  // `count` may write that far past a strip
 constexpr int64_t kMaxStrip = 512;
-
-template <typename Task>
-void run_tasks(const Host& host, int64_t tasks, const Task& task) {
-  if (tasks <= 1 || !host.run) {
-    for (int64_t i = 0; i < tasks; ++i) task(i);
-    return;
-  }
-  host.run(
-      host.host, static_cast<size_t>(tasks),
-      [](void* job, size_t index) { (*static_cast<const Task*>(job))(static_cast<int64_t>(index)); },
-      const_cast<void*>(static_cast<const void*>(&task)));
-}
 
 // The packed slab that a thread worked on last. Kept, because fresh pages cost more than the convolution, and because
 // the next task of a thread is mostly another range of channels of the same slab.
@@ -185,18 +173,11 @@ struct Work {
   void run(const Host& host, int64_t ranges, const Fill& fill, const Body& body) const {
     const size_t bytes = static_cast<size_t>((plan.slab_cells + kOverread) * isa.cell_bytes);
     const size_t run = static_cast<size_t>(run_pixels() + plan.out_width);
-    planes.reserve(bytes, run);  // here, where throwing is allowed
     const uint64_t call = ++calls;
-    std::atomic<bool> no_room{false};
     run_tasks(host, shape.batch * plan.slabs * ranges, [&](int64_t task) {
       const int64_t range = task % ranges, image_slab = task / ranges;
       const int64_t image = image_slab / plan.slabs, slab = image_slab % plan.slabs;
-      try {
-        planes.reserve(bytes, run);
-      } catch (const std::bad_alloc&) {  // not through the host's threads
-        no_room = true;
-        return;
-      }
+      planes.reserve(bytes, run);
       if (planes.call != call || planes.slab != image_slab) {
         pack(slab, planes.cells(), planes.words.data(), [&](auto... of_run) { fill(image, of_run...); });
         planes.call = call;
@@ -204,7 +185,6 @@ struct Work {
       }
       body(image, slab, range, planes.cells());
     });
-    if (no_room) throw std::bad_alloc();
   }
 };
 

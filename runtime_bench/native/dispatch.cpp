@@ -6,6 +6,7 @@
 namespace bnas {
 
 extern const Isa kPortable;
+extern const ByteIsa kPortableBytes;
 #if defined(__x86_64__) || defined(_M_X64)
 extern const Isa kAvx2;
 extern const Isa kAvx512;
@@ -17,16 +18,18 @@ extern const Isa kNeon;
 namespace {
 
 std::vector<Path> find_paths() {
-  std::vector<Path> found = {{"reference", nullptr}, {kPortable.name, &kPortable}};
+  std::vector<Path> found = {{"reference", nullptr, nullptr}, {kPortable.name, &kPortable, &kPortableBytes}};
 #if defined(__x86_64__) || defined(_M_X64)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back({kAvx2.name, &kAvx2});
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    found.push_back({kAvx2.name, &kAvx2, &kPortableBytes});
+  }
   if (__builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512f") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-    found.push_back({kAvx512.name, &kAvx512, &kAvx512Nhwc});
+    found.push_back({kAvx512.name, &kAvx512, &kPortableBytes, &kAvx512Nhwc});
   }
 #elif defined(__aarch64__)
-  found.push_back({kNeon.name, &kNeon});
+  found.push_back({kNeon.name, &kNeon, &kPortableBytes});
 #endif
   return found;
 }

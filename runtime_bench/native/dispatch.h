@@ -8,12 +8,14 @@
 
 namespace bnas {
 
+struct ByteIsa;
 struct NhwcIsa;
 
 // Null in the table means "reference": the naive loops that are the specification.
 struct Path {
   const char* name;  // "reference", "portable", "avx2", "avx512", "neon"
   const Isa* isa;
+  const ByteIsa* bytes;
   const NhwcIsa* nhwc = nullptr;  // null: images with channels beside each other go through `isa`, see nhwc.h
 };
 

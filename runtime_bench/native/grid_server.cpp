@@ -6,7 +6,7 @@
 //   u32 bytes that follow
 //   u32 texts, each: u32 bytes, the bytes
 //   u32 integers, each: i64
-//   u32 arrays, each: u8 type (0 float32, 1 uint8, 2 uint32, 3 int32), u32 rank, rank x i64 sizes, the values
+//   u32 arrays, each: u8 type (0 float32, 1 uint8, 2 uint32, 3 int32, 4 int8), u32 rank, rank x i64 sizes, the values
 //
 // Requests: texts [operator, isa], isa "" for the fastest; an optional array may have no values (neutral then).
 //   operator       integers                                          arrays
@@ -16,6 +16,8 @@
 //   conv_from_bits channels strides(2) pads(4) dilations(2) groups   x w_packed scale bias residual slope act_shift_in
 //                                                                    act_shift_out, all but two optional
 //   conv_bits      channels strides(2) pads(4) dilations(2) groups   x w_packed threshold
+//   byte_conv      strides(2) pads(4) dilations(2) groups x_zero     x w scale bias slope act_shift_out x_scale y_scale,
+//                  y_zero                                            four optional
 //   pack_signs     -                                                 x shift, the latter optional
 //   max_pool_bits  kernel(2) strides(2) pads(4)                      x
 // Answers: texts ["ok"], arrays [y]; of `paths`, texts ["ok", names...]; or texts ["error", what is wrong].
@@ -29,6 +31,7 @@
 #include <utility>
 #include <vector>
 
+#include "byte_conv.h"
 #include "conv.h"
 #include "dispatch.h"
 #include "shape.h"
@@ -57,7 +60,9 @@ template <>
 constexpr uint8_t kType<uint32_t> = 2;
 template <>
 constexpr uint8_t kType<int32_t> = 3;
-constexpr size_t kTypeBytes[] = {4, 1, 4, 4};
+template <>
+constexpr uint8_t kType<int8_t> = 4;
+constexpr size_t kTypeBytes[] = {4, 1, 4, 4, 1};
 
 // A block of its own and not a byte larger, so that AddressSanitizer sees a read past it.
 struct Array {
@@ -219,16 +224,23 @@ void expect_valid(const Shape& shape) {
   if (!error.empty()) refuse(error);
 }
 
-// integers: strides(2) pads(4) dilations(2) groups
-ConvShape conv_shape(const Array& x, int64_t channels, const Array& w_packed, const int64_t* integers) {
-  if (x.sizes.size() != 4 || w_packed.sizes.size() != 4) refuse("x and w_packed must have 4 axes");
+// integers: strides(2) pads(4) dilations(2) groups. Not checked yet.
+ConvShape window_shape(const Array& x, int64_t channels, int64_t out_channels, int64_t kernel_h, int64_t kernel_w,
+                       const int64_t* integers) {
   ConvShape s;
   s.batch = x.sizes[0], s.channels = channels, s.height = x.sizes[2], s.width = x.sizes[3];
-  s.out_channels = w_packed.sizes[0], s.kernel_h = w_packed.sizes[1], s.kernel_w = w_packed.sizes[2];
+  s.out_channels = out_channels, s.kernel_h = kernel_h, s.kernel_w = kernel_w;
   s.stride_h = integers[0], s.stride_w = integers[1];
   s.pad_top = integers[2], s.pad_left = integers[3], s.pad_bottom = integers[4], s.pad_right = integers[5];
   s.dilation_h = integers[6], s.dilation_w = integers[7];
   s.groups = integers[8];
+  return s;
+}
+
+ConvShape conv_shape(const Array& x, int64_t channels, const Array& w_packed, const int64_t* integers) {
+  if (x.sizes.size() != 4 || w_packed.sizes.size() != 4) refuse("x and w_packed must have 4 axes");
+  const ConvShape s =
+      window_shape(x, channels, w_packed.sizes[0], w_packed.sizes[1], w_packed.sizes[2], integers);
   expect_valid(s);
   expect_sizes(w_packed, "w_packed", {s.out_channels, s.kernel_h, s.kernel_w, ceil_div(s.group_channels(), 8)});
   return s;
@@ -288,6 +300,33 @@ Array conv_bits(const Path& path, const Message& m) {
   return y;
 }
 
+Levels levels_of(const Array& scale, int64_t zero, bool may_be_none) {
+  if (scale.count() != 1 || zero < 0 || zero > 255) refuse("levels need one scale, and a zero from 0 to 255");
+  const Levels levels{*values<float>(scale, "scale"), static_cast<int32_t>(zero)};
+  const std::string error = check(levels, may_be_none);
+  if (!error.empty()) refuse("a scale " + error);
+  return levels;
+}
+
+Array byte_conv(const Path& path, const Message& m) {
+  static constexpr float kZero = 0, kOne = 1;
+  const Array &x = m.arrays[0], &w = m.arrays[1];
+  if (x.sizes.size() != 4 || w.sizes.size() != 4) refuse("x and w must have 4 axes");
+  const ConvShape s = window_shape(x, x.sizes[1], w.sizes[0], w.sizes[2], w.sizes[3], m.integers.data());
+  const std::string error = check_bytes(s);
+  if (!error.empty()) refuse(error);
+  expect_sizes(w, "w", {s.out_channels, s.group_channels(), s.kernel_h, s.kernel_w});
+  const Levels levels = levels_of(m.arrays[6], m.integers[9], false);
+  const ByteAffine affine{per_channel(m.arrays[2], "scale", s.out_channels, &kOne),
+                          per_channel(m.arrays[3], "bias", s.out_channels, &kZero),
+                          per_channel(m.arrays[4], "slope", s.out_channels, &kOne),
+                          per_channel(m.arrays[5], "act_shift_out", s.out_channels, &kZero),
+                          levels_of(m.arrays[7], m.integers[10], true)};
+  Array y = result<float>({s.batch, s.out_channels, s.out_height(), s.out_width()});
+  ByteConv(s, values<int8_t>(w, "w"), path).run(s, values<float>(x, "x"), levels, affine, target<float>(y), Host{});
+  return y;
+}
+
 Array pack(const Path& path, const Message& m) {
   static constexpr float kZero = 0;
   const Array& x = m.arrays[0];
@@ -323,6 +362,7 @@ Message answer(const Message& request) {
   } operators[] = {{"conv", 9, 9, conv},
                    {"conv_from_bits", 10, 8, conv_from_bits},
                    {"conv_bits", 10, 3, conv_bits},
+                   {"byte_conv", 11, 8, byte_conv},
                    {"pack_signs", 0, 2, pack},
                    {"max_pool_bits", 8, 1, max_pool}};
   Message reply;

@@ -1,12 +1,10 @@
 #include "nhwc.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <map>
-#include <new>
 #include <stdexcept>
 
 #if defined(__SSE2__)
@@ -16,6 +14,7 @@
 #endif
 
 #include "isa_nhwc.h"
+#include "tasks.h"
 
 namespace bnas {
 namespace {
@@ -24,31 +23,6 @@ constexpr int64_t kTaskMacs = int64_t{16} << 20;  // binary MACs worth handing o
 constexpr int64_t kTaskWords = 4096;              // words to pack, likewise
 constexpr int64_t kCountsSlack = 64;              // `count` may write that far past a strip
 constexpr int64_t kLaneStep = 16;                 // lanes are filled up to a multiple of it
-
-// task(i) for each i < tasks. Throws std::bad_alloc if one of them does, but not through the host's threads.
-template <typename Task>
-void run_tasks(const Host& host, int64_t tasks, const Task& task) {
-  if (tasks <= 1 || !host.run) {
-    for (int64_t i = 0; i < tasks; ++i) task(i);
-    return;
-  }
-  struct Job {
-    const Task& task;
-    std::atomic<bool> no_room{false};
-  } job{task};
-  host.run(
-      host.host, static_cast<size_t>(tasks),
-      [](void* of_job, size_t index) {
-        Job& j = *static_cast<Job*>(of_job);
-        try {
-          j.task(static_cast<int64_t>(index));
-        } catch (const std::bad_alloc&) {
-          j.no_room = true;
-        }
-      },
-      &job);
-  if (job.no_room) throw std::bad_alloc();
-}
 
 // Cuts `count` things into tasks of about `each`: task(begin, end).
 template <typename Task>
@@ -93,6 +67,36 @@ void pack_pixels(const float* values, const float* shift, int64_t channels, int6
     for (int64_t c = 0; c < channels; c += kWordBits) {
       *words++ = signs(values + c, shift ? shift + c : nullptr, std::min(kWordBits, channels - c));
     }
+  }
+}
+
+// `n` channels of one position; everything begins at the first of them. Loops of one kind each, which compilers turn
+// into vectors.
+void finish(int32_t fan_in, const int32_t* __restrict counts, const int32_t* __restrict pads, const NhwcAffine& affine,
+            int64_t n, float* __restrict y) {
+  const float* __restrict scale = affine.scale, * __restrict bias = affine.bias, * __restrict residual = affine.residual;
+  const float* __restrict shift_in = affine.shift_in, * __restrict slope = affine.slope;
+  const float* __restrict shift_out = affine.shift_out;
+  const float low = affine.low, high = affine.high;
+  for (int64_t c = 0; c < n; ++c) {
+    const float dot = static_cast<float>(fan_in - 2 * counts[c] - pads[c]);
+    const float raised = dot < low ? low : dot;
+    y[c] = (raised > high ? high : raised) * scale[c] + bias[c];
+  }
+  if (residual) {
+    for (int64_t c = 0; c < n; ++c) y[c] += residual[c];
+  }
+  if (shift_in) {
+    for (int64_t c = 0; c < n; ++c) y[c] -= shift_in[c];
+  }
+  if (slope) {
+    for (int64_t c = 0; c < n; ++c) {
+      const float value = y[c], scaled = value * slope[c];
+      y[c] = value < 0 ? scaled : value;
+    }
+  }
+  if (shift_out) {
+    for (int64_t c = 0; c < n; ++c) y[c] += shift_out[c];
   }
 }
 
@@ -366,10 +370,15 @@ void NhwcConv::count(const Host& host, const Use& use) const {
           source[i] = image + plan.begins[static_cast<size_t>(position + std::min(i, n - 1))] + group * group_cells;
         }
         uint32_t* pixels = gathered.data();
-        if (source[n - 1] - source[0] == n - 1) {  // neighbours; those behind them are read, but not used
+        const bool neighbours = source[n - 1] - source[0] == n - 1;  // those behind them are read, but not used
+        if (neighbours && isa.block == 8) {
+          for (const int32_t offset : plan.offsets) {  // of a size that is known is one instruction or two
+            std::memcpy(pixels, source[0] + offset, 8 * sizeof(uint32_t));
+            pixels += 8;
+          }
+        } else if (neighbours) {
           for (const int32_t offset : plan.offsets) {
-            std::memcpy(pixels, source[0] + offset, static_cast<size_t>(isa.block) * sizeof(uint32_t));
-            pixels += isa.block;
+            for (int64_t i = 0; i < isa.block; ++i) *pixels++ = source[0][offset + i];
           }
         } else {
           for (const int32_t offset : plan.offsets) {
@@ -402,41 +411,14 @@ void NhwcConv::run(const ConvShape& shape, const NhwcImage& x, const NhwcAffine&
   pack(x, host);
   if (path_.nhwc) {
     return on_path(host, [&](const NhwcCounting& job, int64_t channel, int64_t begin, int64_t end) {
-      const auto from = [&](const float* values) { return values ? values + channel : nullptr; };
-      NhwcAffine of_group = affine;
-      for (const float** values : {&of_group.scale, &of_group.bias, &of_group.residual, &of_group.shift_in,
-                                   &of_group.slope, &of_group.shift_out}) {
-        *values = from(*values);
-      }
-      path_.nhwc->to_float(job, of_group, begin, end, y + channel, shape.out_channels);
+      path_.nhwc->to_float(job, affine.from(channel, 0), begin, end, y + channel, shape.out_channels);
     });
   }
   const int32_t fan_in = static_cast<int32_t>(shape.fan_in());
   count(host, [&](int64_t position, int64_t group, int64_t first, int64_t n, const int32_t* counts) {
-    const int64_t channel = group * shape.group_outputs() + first, at = position * shape.out_channels + channel;
-    const int32_t* pads = pads_of(position, group) + first;
-    const float *scale = affine.scale + channel, *bias = affine.bias + channel;
-    const float* residual = affine.residual ? affine.residual + at : nullptr;
-    const float* shift_in = affine.shift_in ? affine.shift_in + channel : nullptr;
-    const float* slope = affine.slope ? affine.slope + channel : nullptr;
-    const float* shift_out = affine.shift_out ? affine.shift_out + channel : nullptr;
-    float* target = y + at;
-    for (int64_t c = 0; c < n; ++c) {
-      const float dot = static_cast<float>(fan_in - 2 * counts[c] - pads[c]);
-      target[c] = std::min(std::max(dot, affine.low), affine.high) * scale[c] + bias[c];
-    }
-    if (residual) {
-      for (int64_t c = 0; c < n; ++c) target[c] += residual[c];
-    }
-    if (shift_in) {
-      for (int64_t c = 0; c < n; ++c) target[c] -= shift_in[c];
-    }
-    if (slope) {
-      for (int64_t c = 0; c < n; ++c) target[c] = target[c] < 0 ? target[c] * slope[c] : target[c];
-    }
-    if (shift_out) {
-      for (int64_t c = 0; c < n; ++c) target[c] += shift_out[c];
-    }
+    const int64_t channel = group * shape.group_outputs() + first;
+    finish(fan_in, counts, pads_of(position, group) + first, affine.from(channel, position * shape.out_channels), n,
+           y + position * shape.out_channels + channel);
   });
 }
 

@@ -4,6 +4,7 @@
 // what depends on the image. Whatever does not fit becomes a status that names the node, the value and what was
 // expected; nothing is thrown across the border.
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "bound.h"
+#include "byte_conv.h"
 #include "conv.h"
 #include "dispatch.h"
 #include "ort_abi.h"
@@ -61,10 +63,13 @@ PoolShape pool_attributes(const Attributes& attributes) {
   return shape;
 }
 
+void require(const std::string& error) {
+  if (!error.empty()) refuse(error);
+}
+
 template <typename Shape>
 void require_valid(const Shape& shape) {
-  const std::string error = check(shape);
-  if (!error.empty()) refuse(error);
+  require(check(shape));
 }
 
 // x [N, planes, H, W] into `shape`.
@@ -92,6 +97,11 @@ class Kernel {
  protected:
   Tensor input(KernelContext* context, size_t index, const char* name, ElementType type) const {
     return input_of(api_, context, index, name, type);
+  }
+
+  PerChannel get(KernelContext* context, const Parameter<float>& parameter, int64_t channels) const {
+    const auto view = parameter.get(api_, context, channels);
+    return PerChannel{view.values, view.count};
   }
 
   template <typename T>
@@ -123,57 +133,82 @@ class Kernel {
   std::string where_;  // operator and node, for messages
 };
 
-// The input w_packed. A constant one is arranged once; another one again whenever its bytes change.
+// How the weights of an operator are given: [output channels, dims...].
+struct BinaryWeights {
+  using Conv = BinaryConv;
+  using Element = uint8_t;
+  static constexpr const char* kName = "w_packed";
+  static constexpr ElementType kType = kUint8;
+
+  static std::array<int64_t, 3> dims(const ConvShape& s) {
+    return {s.kernel_h, s.kernel_w, ceil_div(s.group_channels(), 8)};
+  }
+  static void require_valid(const ConvShape& s) { require(check(s)); }
+};
+
+struct ByteWeights {
+  using Conv = ByteConv;
+  using Element = int8_t;
+  static constexpr const char* kName = "w";
+  static constexpr ElementType kType = kInt8;
+
+  static std::array<int64_t, 3> dims(const ConvShape& s) { return {s.group_channels(), s.kernel_h, s.kernel_w}; }
+  static void require_valid(const ConvShape& s) { require(check_bytes(s)); }
+};
+
+constexpr size_t kWeights = 1;  // the index of this input
+
+// Constant weights are arranged once, others again whenever they change.
+template <typename Form>
 class Weights {
  public:
-  static constexpr size_t kIndex = 1;
-
   // shape: as from conv_attributes. Its output channels are set if they are known.
   Weights(const Api& api, const KernelInfo* info, ConvShape* shape) : path_(selected_path()) {
     // Any image that fits will do for checking the rest.
     const auto extent = [](int64_t kernel, int64_t dilation) {
       return kernel > 0 && dilation > 0 && kernel <= kMost && dilation <= kMost ? (kernel - 1) * dilation + 1 : 1;
     };
-    const Value* value = constant_of(api, info, kIndex);
+    const Value* value = constant_of(api, info, kWeights);
     shape->height = extent(shape->kernel_h, shape->dilation_h);
     shape->width = extent(shape->kernel_w, shape->dilation_w);
     shape->out_channels = shape->groups;
-    require_valid(*shape);
+    Form::require_valid(*shape);
     if (!value) return;
-    const Tensor tensor = tensor_of(api, value, "w_packed", kUint8);
+    const Tensor tensor = tensor_of(api, value, Form::kName, Form::kType);
     set_outputs(tensor, shape);
-    require_valid(*shape);
-    conv_ = std::make_shared<const BinaryConv>(*shape, tensor.as<uint8_t>(), path_);
+    Form::require_valid(*shape);
+    conv_ = std::make_shared<const typename Form::Conv>(*shape, tensor.as<typename Form::Element>(), path_);
     constant_ = true;
     outputs_ = shape->out_channels;
   }
 
   // shape: with the batch, height and width of x. Sets its output channels and checks it.
-  std::shared_ptr<const BinaryConv> get(const Api& api, KernelContext* context, ConvShape* shape) {
+  std::shared_ptr<const typename Form::Conv> get(const Api& api, KernelContext* context, ConvShape* shape) {
     if (constant_) {
       shape->out_channels = outputs_;
-      require_valid(*shape);
+      Form::require_valid(*shape);
       return conv_;
     }
-    const Tensor tensor = input_of(api, context, kIndex, "w_packed", kUint8);
+    const Tensor tensor = input_of(api, context, kWeights, Form::kName, Form::kType);
     set_outputs(tensor, shape);
-    require_valid(*shape);
+    Form::require_valid(*shape);
     const std::lock_guard<std::mutex> lock(mutex_);
     const size_t size = static_cast<size_t>(tensor.count);
     if (!conv_ || bytes_.size() != size || std::memcmp(bytes_.data(), tensor.data, size) != 0) {
       conv_.reset();
-      bytes_.assign(tensor.as<uint8_t>(), tensor.as<uint8_t>() + size);
-      conv_ = std::make_shared<const BinaryConv>(*shape, bytes_.data(), path_);
+      const auto* values = tensor.as<typename Form::Element>();
+      bytes_.assign(values, values + size);
+      conv_ = std::make_shared<const typename Form::Conv>(*shape, bytes_.data(), path_);
     }
     return conv_;
   }
 
  private:
   static void set_outputs(const Tensor& t, ConvShape* shape) {
-    const int64_t bytes = ceil_div(shape->group_channels(), 8);
-    if (t.rank != 4 || t.dims[1] != shape->kernel_h || t.dims[2] != shape->kernel_w || t.dims[3] != bytes) {
-      const int64_t wanted[] = {shape->kernel_h, shape->kernel_w, bytes};
-      refuse("w_packed is " + t.text() + ", expected [output channels, " + text_of(wanted, 3).substr(1));
+    const std::array<int64_t, 3> wanted = Form::dims(*shape);
+    if (t.rank != 4 || !std::equal(wanted.begin(), wanted.end(), t.dims + 1)) {
+      refuse(std::string(Form::kName) + " is " + t.text() + ", expected [output channels, " +
+             text_of(wanted.data(), 3).substr(1));
     }
     shape->out_channels = t.dims[0];
   }
@@ -182,8 +217,8 @@ class Weights {
   bool constant_ = false;
   int64_t outputs_ = 0;  // if constant
   std::mutex mutex_;     // of what follows, if not constant
-  std::vector<uint8_t> bytes_;
-  std::shared_ptr<const BinaryConv> conv_;
+  std::vector<typename Form::Element> bytes_;
+  std::shared_ptr<const typename Form::Conv> conv_;
 };
 
 // The attribute `channels` of an operator whose x is bits: they do not tell how many there are.
@@ -207,7 +242,7 @@ class ConvToFloat : public Kernel {
         slope_(api, info, residual + 1, "slope", kFloat),
         shift_in_(api, info, residual + 2, "act_shift_in", kFloat),
         shift_out_(api, info, residual + 3, "act_shift_out", kFloat) {
-    if (!constant_of(api, info, Weights::kIndex)) return;
+    if (!constant_of(api, info, kWeights)) return;
     for (const Parameter<float>* p : {&scale_, &bias_, &slope_, &shift_in_, &shift_out_}) p->check(shape_.out_channels);
   }
 
@@ -240,15 +275,10 @@ class ConvToFloat : public Kernel {
     on_threads(context, [&](const Host& host) { run(*conv, shape, affine, y, host); });
   }
 
-  PerChannel get(KernelContext* context, const Parameter<float>& parameter, int64_t channels) const {
-    const auto view = parameter.get(api(), context, channels);
-    return PerChannel{view.values, view.count};
-  }
-
   ConvShape shape_;
 
  private:
-  mutable Weights weights_;  // has a lock of its own
+  mutable Weights<BinaryWeights> weights_;  // has a lock of its own
   Parameter<float> scale_, bias_;
   size_t residual_;
   Parameter<float> slope_, shift_in_, shift_out_;
@@ -317,8 +347,61 @@ class BinaryConv2dBits : public Kernel {
 
  private:
   ConvShape shape_;
-  mutable Weights weights_;
+  mutable Weights<BinaryWeights> weights_;
   Parameter<int32_t> threshold_;
+};
+
+class ByteConv2d : public Kernel {
+ public:
+  ByteConv2d(const Api& api, const KernelInfo* info, const std::string& where)
+      : Kernel(api, where),
+        shape_(conv_attributes(KernelAttributes{api, info})),
+        weights_(api, info, &shape_),
+        x_scale_(api, info, 2, "x_scale", kFloat),
+        x_zero_(api, info, 3, "x_zero_point", kUint8),
+        scale_(api, info, 4, "scale", kFloat),
+        bias_(api, info, 5, "bias", kFloat),
+        slope_(api, info, 6, "slope", kFloat),
+        shift_out_(api, info, 7, "act_shift_out", kFloat),
+        y_scale_(api, info, 8, "y_scale", kFloat),
+        y_zero_(api, info, 9, "y_zero_point", kUint8) {
+    x_scale_.check(1), x_zero_.check(1), y_scale_.check(1), y_zero_.check(1);
+    if (!constant_of(api, info, kWeights)) return;
+    for (const Parameter<float>* p : {&scale_, &bias_, &slope_, &shift_out_}) p->check(shape_.out_channels);
+  }
+
+  void compute(KernelContext* context) const override {
+    ConvShape shape = shape_;
+    const Tensor x = input(context, 0, "x", kFloat);
+    set_image(x, shape.channels, "channels", &shape);
+    const std::shared_ptr<const ByteConv> conv = weights_.get(api(), context, &shape);
+    const Levels of_x = levels(context, x_scale_, x_zero_, "x_scale", false);
+    ByteAffine affine;
+    affine.scale = get(context, scale_, shape.out_channels);
+    affine.bias = get(context, bias_, shape.out_channels);
+    affine.slope = get(context, slope_, shape.out_channels);
+    affine.shift_out = get(context, shift_out_, shape.out_channels);
+    affine.y = levels(context, y_scale_, y_zero_, "y_scale", true);
+    float* y = output<float>(context, {shape.batch, shape.out_channels, shape.out_height(), shape.out_width()});
+    if (shape.batch == 0) return;
+    on_threads(context, [&](const Host& host) { conv->run(shape, x.as<float>(), of_x, affine, y, host); });
+  }
+
+ private:
+  Levels levels(KernelContext* context, const Parameter<float>& scale, const Parameter<uint8_t>& zero, const char* name,
+                bool may_be_none) const {
+    const Levels found{*scale.get(api(), context, 1).values, *zero.get(api(), context, 1).values};
+    const std::string error = check(found, may_be_none);
+    if (!error.empty()) refuse(std::string(name) + " " + error);
+    return found;
+  }
+
+  ConvShape shape_;
+  mutable Weights<ByteWeights> weights_;
+  Parameter<float> x_scale_;
+  Parameter<uint8_t> x_zero_;
+  Parameter<float> scale_, bias_, slope_, shift_out_, y_scale_;
+  Parameter<uint8_t> y_zero_;
 };
 
 class PackSigns : public Kernel {
@@ -424,7 +507,7 @@ bool infer_image(const Dims& x, Shape* shape) {
 void infer_conv(const Api& api, ShapeContext* context, bool bits) {
   ConvShape shape = conv_attributes(ShapeAttributes{api, context});
   Dims x, weights;
-  if (!read_dims(api, context, 0, &x) || !read_dims(api, context, Weights::kIndex, &weights)) return;
+  if (!read_dims(api, context, 0, &x) || !read_dims(api, context, kWeights, &weights)) return;
   shape.out_channels = weights.sizes[0];
   if (!infer_image(x, &shape)) return;
   require_valid(shape);
@@ -548,6 +631,9 @@ CustomOpDomain* domain_for(const Api& api) {
                     kFloat, make<BinaryConv2dFromBits>, [](const Api& a, ShapeContext* c) { infer_conv(a, c, false); }),
       make_operator(api, "BinaryConv2dBits", {kUint32, kUint8, kInt32}, kUint32, make<BinaryConv2dBits>,
                     [](const Api& a, ShapeContext* c) { infer_conv(a, c, true); }),
+      make_operator(api, "ByteConv2d",
+                    {kFloat, kInt8, kFloat, kUint8, kFloat, kFloat, kFloat, kFloat, kFloat, kUint8}, kFloat,
+                    make<ByteConv2d>, [](const Api& a, ShapeContext* c) { infer_conv(a, c, false); }),
       make_operator(api, "PackSigns", {kFloat, kFloat}, kUint32, make<PackSigns>, infer_pack),
       make_operator(api, "BinaryMaxPool2d", {kUint32}, kUint32, make<BinaryMaxPool2d>, infer_pool),
   };

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "bound.h"
+#include "byte_conv.h"
 #include "conv.h"
 #include "dispatch.h"
 #include "shape.h"
@@ -105,19 +106,26 @@ struct Window {
   int64_t groups;
 };
 
-// The convolution of x [N, channels or words, H, W] with w_packed, checked.
-ConvShape conv_shape(const Array& x, int64_t channels, const Array& w_packed, const Window& window) {
-  expect_rank4(x, "x");
-  expect_rank4(w_packed, "w_packed");
-  const std::vector<int64_t> image = shape_of(x), weights = shape_of(w_packed);
+// Not checked yet. image: [N, ., H, W].
+ConvShape window_shape(const std::vector<int64_t>& image, int64_t channels, int64_t out_channels, int64_t kernel_h,
+                       int64_t kernel_w, const Window& window) {
   ConvShape s;
   s.batch = image[0], s.channels = channels, s.height = image[2], s.width = image[3];
-  s.out_channels = weights[0], s.kernel_h = weights[1], s.kernel_w = weights[2];
+  s.out_channels = out_channels, s.kernel_h = kernel_h, s.kernel_w = kernel_w;
   s.groups = window.groups;
   s.stride_h = window.strides[0], s.stride_w = window.strides[1];
   s.dilation_h = window.dilations[0], s.dilation_w = window.dilations[1];
   s.pad_top = window.pads[0], s.pad_left = window.pads[1];
   s.pad_bottom = window.pads[2], s.pad_right = window.pads[3];
+  return s;
+}
+
+// The convolution of x [N, channels or words, H, W] with w_packed, checked.
+ConvShape conv_shape(const Array& x, int64_t channels, const Array& w_packed, const Window& window) {
+  expect_rank4(x, "x");
+  expect_rank4(w_packed, "w_packed");
+  const std::vector<int64_t> weights = shape_of(w_packed);
+  const ConvShape s = window_shape(shape_of(x), channels, weights[0], weights[1], weights[2], window);
   expect_valid(s);
   expect_shape(w_packed, "w_packed", {s.out_channels, s.kernel_h, s.kernel_w, ceil_div(s.group_channels(), 8)});
   return s;
@@ -210,6 +218,43 @@ nb::ndarray<nb::numpy, uint32_t> conv_bits(const std::string& isa, const Array& 
   return y.give();
 }
 
+nb::ndarray<nb::numpy, float> byte_conv(const std::string& isa, const Array& x, const Array& w, float x_scale,
+                                        int64_t x_zero, Pair strides, Pads pads, Pair dilations, int64_t groups,
+                                        const std::optional<Array>& scale, const std::optional<Array>& bias,
+                                        const std::optional<Array>& slope, const std::optional<Array>& act_shift_out,
+                                        float y_scale, int64_t y_zero) {
+  static constexpr float kZero = 0, kOne = 1;
+  expect_rank4(x, "x");
+  expect_rank4(w, "w");
+  const std::vector<int64_t> image = shape_of(x), weights = shape_of(w);
+  const ConvShape s = window_shape(image, image[1], weights[0], weights[2], weights[3], {strides, dilations, pads, groups});
+  const std::string error = check_bytes(s);
+  if (!error.empty()) refuse(error);
+  expect_shape(w, "w", {s.out_channels, s.group_channels(), s.kernel_h, s.kernel_w});
+  const auto levels = [](float of, int64_t zero, const char* name, bool may_be_none) {
+    if (zero < 0 || zero > 255) refuse(std::string(name) + "_zero must be from 0 to 255");
+    const Levels found{of, static_cast<int32_t>(zero)};
+    const std::string wrong = check(found, may_be_none);
+    if (!wrong.empty()) refuse(std::string(name) + "_scale " + wrong);
+    return found;
+  };
+  const Levels in = levels(x_scale, x_zero, "x", false);
+  const ByteAffine affine{per_channel(scale, "scale", s.out_channels, &kOne),
+                          per_channel(bias, "bias", s.out_channels, &kZero),
+                          per_channel(slope, "slope", s.out_channels, &kOne),
+                          per_channel(act_shift_out, "act_shift_out", s.out_channels, &kZero),
+                          levels(y_scale, y_zero, "y", true)};
+  const float* pixels = values<float>(x, "x", "float32");
+  const int8_t* integers = values<int8_t>(w, "w", "int8");
+  const Path& way = path(isa);
+  Result<float> y({s.batch, s.out_channels, s.out_height(), s.out_width()});
+  {
+    const nb::gil_scoped_release released;
+    ByteConv(s, integers, way).run(s, pixels, in, affine, y.data.get(), Host{});
+  }
+  return y.give();
+}
+
 nb::ndarray<nb::numpy, uint32_t> pack(const std::string& isa, const Array& x, const std::optional<Array>& shift) {
   static constexpr float kZero = 0;
   expect_rank4(x, "x");
@@ -285,6 +330,10 @@ NB_MODULE(_native, m) {
   m.def("conv_bits", &conv_bits, "isa"_a, "x"_a, "channels"_a, "w_packed"_a, "threshold"_a, nb::kw_only(),
         "strides"_a = kOnes, "pads"_a = kNone, "dilations"_a = kOnes, "groups"_a = 1,
         "BinaryConv2dBits: x uint32 [N, ceil(channels / 32), H, W], threshold int32 [O] -> uint32.");
+  m.def("byte_conv", &byte_conv, "isa"_a, "x"_a, "w"_a, "x_scale"_a, "x_zero"_a, nb::kw_only(), "strides"_a = kOnes,
+        "pads"_a = kNone, "dilations"_a = kOnes, "groups"_a = 1, "scale"_a = nb::none(), "bias"_a = nb::none(),
+        "slope"_a = nb::none(), "act_shift_out"_a = nb::none(), "y_scale"_a = 0.0f, "y_zero"_a = 0,
+        "ByteConv2d: x float32 [N, C, H, W], w int8 [O, C / groups, kh, kw] -> float32. y_scale 0: not rounded.");
   m.def("pack_signs", &pack, "isa"_a, "x"_a, "shift"_a = nb::none(),
         "PackSigns: x float32 [N, C, H, W] -> uint32 [N, ceil(C / 32), H, W].");
   m.def("max_pool_bits", &max_pool, "x"_a, "kernel"_a, nb::kw_only(), "strides"_a = kOnes, "pads"_a = kNone,

@@ -1,5 +1,7 @@
 #include "reference.h"
 
+#include <cmath>
+
 namespace bnas::reference {
 namespace {
 
@@ -98,6 +100,52 @@ void pack_signs(int64_t batch, int64_t channels, int64_t pixels, const float* x,
       for (int64_t p = 0; p < pixels; ++p) {
         const bool minus = x[(n * channels + c) * pixels + p] < at(shift, c);
         bits[(n * words + c / kWordBits) * pixels + p] |= static_cast<uint32_t>(minus) << (c % kWordBits);
+      }
+    }
+  }
+}
+
+namespace {
+
+// The whole number of steps that is nearest to v, of those that levels with this zero have; the lowest for NaN. Never -0.
+float steps_of(float v, int32_t zero) {
+  const float steps = std::nearbyint(v) + 0.0f, low = static_cast<float>(-zero), high = static_cast<float>(255 - zero);
+  return !(steps > low) ? low : steps < high ? steps : high;
+}
+
+}  // namespace
+
+void byte_conv(const ConvShape& s, const int8_t* weights, const float* x, const Levels& levels,
+               const ByteAffine& affine, float* y) {
+  const auto sum = [&](int64_t n, int64_t out, int64_t row, int64_t column) {
+    int64_t total = 0;
+    for (int64_t c = 0; c < s.group_channels(); ++c) {
+      const int64_t channel = out / s.group_outputs() * s.group_channels() + c;
+      for (int64_t ky = 0; ky < s.kernel_h; ++ky) {
+        for (int64_t kx = 0; kx < s.kernel_w; ++kx) {
+          const int64_t iy = row * s.stride_h + ky * s.dilation_h - s.pad_top;
+          const int64_t ix = column * s.stride_w + kx * s.dilation_w - s.pad_left;
+          if (iy < 0 || iy >= s.height || ix < 0 || ix >= s.width) continue;
+          const float pixel = x[((n * s.channels + channel) * s.height + iy) * s.width + ix];
+          const int64_t weight = weights[((out * s.group_channels() + c) * s.kernel_h + ky) * s.kernel_w + kx];
+          total += static_cast<int64_t>(steps_of(pixel / levels.scale, levels.zero)) * weight;
+        }
+      }
+    }
+    return total;
+  };
+  for (int64_t n = 0; n < s.batch; ++n) {
+    for (int64_t o = 0; o < s.out_channels; ++o) {
+      for (int64_t row = 0; row < s.out_height(); ++row) {
+        for (int64_t column = 0; column < s.out_width(); ++column) {
+          float v = static_cast<float>(sum(n, o, row, column));
+          v = v * at(affine.scale, o);
+          v = v + at(affine.bias, o);
+          v = v < 0 ? v * at(affine.slope, o) : v;
+          v = v + at(affine.shift_out, o);
+          if (affine.y.scale != 0) v = steps_of(v * (1.0f / affine.y.scale), affine.y.zero) * affine.y.scale;
+          *y++ = v;
+        }
       }
     }
   }
