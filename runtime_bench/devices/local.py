@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +19,7 @@ from bnas.profiles.schema import EngineInfo
 
 from .. import machine, native_library, network_file
 from ..engines import Engine, onnx_engine, open_engine
+from ..measure import timer
 from ..ort_engine import OrtEngine
 from . import trace
 from .benchmark_binary import OPTIONS
@@ -118,7 +117,7 @@ class LocalSession:
         self.name, self.runtime, self.version = engine.name, engine.runtime, engine.version
         self.operators, self.threads, self.load_ms = engine.operators, engine.threads, engine.load_ms
         self.metadata: Mapping[str, Any] = engine.metadata
-        self._run = engine.call(np.random.default_rng(0))
+        self._timer = timer(engine.call(np.random.default_rng(0)))
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -129,28 +128,14 @@ class LocalSession:
         return self._loaded.input_layout
 
     def timed(self, untimed: int, timed: int) -> list[int]:
-        run, clock = self._run, time.perf_counter_ns
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
-            for _ in range(untimed):
-                run()
-            samples = []
-            for _ in range(timed):
-                start = clock()
-                run()
-                samples.append(clock() - start)
-            return samples
-        finally:
-            if collecting:
-                gc.enable()
+        return self._timer(untimed, timed)
 
     def infer(self, x: np.ndarray) -> np.ndarray:
         return self._loaded.run(x)
 
     def close(self) -> None:
         self._engine = None
-        self._run = lambda: None
+        self._timer = timer(lambda: None)
 
     @property
     def _loaded(self) -> Engine:
