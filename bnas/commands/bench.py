@@ -189,8 +189,8 @@ def _predicted(run: runs.Run, document: dict, target: Target) -> dict:
     row = next((r for r in document["results"] if r["label"] == "onnx" and r["threads"] == profile.threads), None)
     if row is None or engine_of(row) != profile.engine:
         return predicted | {
-            "reason": f"predicted for {profile.engine.text} with {settings.threads_text(profile.threads)}, which was not "
-            f"measured; rebuild the profile: bnas profiles build --device {target.url}",
+            "reason": f"predicted for {profile.engine.text} with {settings.threads_text(profile.threads)}, which was "
+            f"not measured; rebuild the profile: bnas profiles build --device {target.url}",
         }
     deviation = row["p50_ms"] / found["predicted_ms"] - 1
     return predicted | {
