@@ -21,6 +21,19 @@ struct NhwcAffine {
   const float *scale, *bias;
   const float* residual;  // [batch, out_height, out_width, out_channels]
   const float *shift_in, *slope, *shift_out;
+
+  // The same for channels from `channel` on, of the position whose channels begin at `at` in the residual.
+  NhwcAffine from(int64_t channel, int64_t at) const {
+    const auto moved = [](const float* values, int64_t by) { return values ? values + by : nullptr; };
+    return {low,
+            high,
+            scale + channel,
+            bias + channel,
+            moved(residual, at + channel),
+            moved(shift_in, channel),
+            moved(slope, channel),
+            moved(shift_out, channel)};
+  }
 };
 
 // A dot product d as 8 bits: round((fan_in - min(max(d, low), high)) * scale + bias), half away from zero, each
