@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 TWINS = ("fp32", "int8")
 SUFFIXES = (".onnx", ".tflite")
+OTHER_SPEED = 0.05  # by which a processor may count faster or slower than when a profile was measured
 ACCURACY_BATCH = 256  # images pushed to a device at a time
 
 
@@ -193,7 +194,9 @@ def _predicted(run: runs.Run, document: dict, target: Target) -> dict:
             f"not measured; rebuild the profile: bnas profiles build --device {target.url}",
         }
     deviation = row["p50_ms"] / found["predicted_ms"] - 1
+    then, now = profile.device.binary_gmac_s, target.bound_gmacs()
     return predicted | {
+        "processor_speed": now / then if now and then else None,  # against when the profile was measured
         "comparable": True,
         "measured_ms": row["p50_ms"],
         "deviation": deviation,
@@ -286,6 +289,9 @@ def _show(document: dict) -> None:
             place = "inside" if predicted["inside_band"] else "outside"
             measured = format_ms(predicted["measured_ms"])
             text += f", measured {measured} ({predicted['deviation']:+.1%}, {place} that band)"
+            speed = predicted["processor_speed"]
+            if speed and abs(speed - 1) > OTHER_SPEED:
+                text += f"; the processor counts {speed:.2f} times as fast as when the profile was measured"
         else:
             text += f"; not comparable: {predicted['reason']}"
         output.print(text, markup=False)
