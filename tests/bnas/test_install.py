@@ -7,7 +7,10 @@ import tarfile
 import venv
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from ..runtime_bench.native.litert_files import Around, Conv, unit_case
 
 ROOT = Path(__file__).parents[2]
 NO_NETWORK = ("Temporary failure in name resolution", "Failed to establish a new connection", "Network is unreachable")
@@ -28,10 +31,16 @@ def without_compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install(tmp_path_factory.mktemp("bare"), CC="/bin/false", CXX="/bin/false")
 
 
-def install(folder: Path, **env: str) -> Path:
+@pytest.fixture(scope="module")
+def with_litert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment of `pip install '.[litert]'`, with numpy 2."""
+    return install(tmp_path_factory.mktemp("litert"), f"{ROOT}[litert]", "numpy>=2")
+
+
+def install(folder: Path, *what: object, **env: str) -> Path:
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
-    pip(python, "install", "-v", ROOT, log=folder / "log.txt", **env)
+    pip(python, "install", "-v", *(what or (ROOT,)), log=folder / "log.txt", **env)
     return python
 
 
@@ -79,10 +88,22 @@ def test_times_a_network(python: Path, model: Path, tmp_path: Path) -> None:
     assert row["engine"].startswith("native-") and row["p50_ms"] > 0 and row["bytes"] == model.stat().st_size
 
 
+def test_times_a_tflite_without_tensorflow_and_larq(with_litert: Path, tmp_path: Path) -> None:
+    case = unit_case(Conv(size=(16, 16)), Around(activation="prelu"), np.random.default_rng(0))
+    (tmp_path / "net.tflite").write_bytes(case.network.file())
+    code = f"from importlib.util import find_spec; print([m for m in {EXTRAS} if find_spec(m)])"
+    assert run(with_litert, "-c", code, cwd=tmp_path).stdout == "[]\n"
+    done = run(
+        with_litert, "-m", "bnas", "bench", "net.tflite", "--threads", 1, "--seconds", 0.2, "--json", cwd=tmp_path
+    )
+    (row,) = json.loads(done.stdout)["results"]
+    assert row["engine"].startswith("litert-native-") and row["runtime"] == "ai-edge-litert" and row["p50_ms"] > 0
+
+
 def test_holds_the_kernels_and_not_their_sources(python: Path, tmp_path: Path) -> None:
     code = "import bnas; print(bnas.ops_library_path())"
     library = Path(run(python, "-c", code, cwd=tmp_path).stdout.strip())
-    assert {"libbnas_ort.so", "bnas-runner"} <= {path.name for path in library.parent.iterdir()}
+    assert {"libbnas_ort.so", "libbnas_litert.so", "bnas-runner"} <= {path.name for path in library.parent.iterdir()}
     assert library.is_relative_to(python.parents[1])
     sources = {".cpp", ".h", ".cmake", ".txt"}
     assert not [path for path in library.parents[1].rglob("*") if path.suffix in sources]
