@@ -5,8 +5,9 @@ channel are 0. The bodies compute in float32, where sums of +-1 and of up to 16 
 weights depend on constants only, so a runtime folds them into plain float weights at load.
 
 ByteConv2d is a convolution of integers between floats: `x` is rounded as QuantizeLinear does, `w` holds whole numbers,
-and so do the sums, exactly, because an output channel has at most 512 weights: 255 * 128 * 512 is below 2^24. The result is rounded to levels again,
-as torch.fake_quantize_per_tensor_affine does, by a product with 1 / y_scale; where y_scale is 0 it is not.
+and so do the sums, exactly, because an output channel has at most 512 weights: 255 * 128 * 512 is below 2^24. The
+result is rounded to levels again, as torch.fake_quantize_per_tensor_affine does, by a product with 1 / y_scale; where
+y_scale is 0 it is not.
 """
 
 from typing import Any
@@ -30,7 +31,9 @@ INPUTS: dict[str, tuple[str, ...]] = {
     CONV_BITS: ("x", "w_packed", "threshold"),
     # x: float32 [N, C, H, W]; w: int8 [O, Cg, kh, kw]; scales and zero points: one element, float32 and uint8; the rest
     # [O, 1, 1] -> float32 [N, O, Ho, Wo]
-    BYTE_CONV: ("x", "w", "x_scale", "x_zero_point", "scale", "bias", "slope", "act_shift_out", "y_scale", "y_zero_point"),
+    BYTE_CONV: (
+        *("x", "w", "x_scale", "x_zero_point", "scale", "bias", "slope", "act_shift_out", "y_scale", "y_zero_point"),
+    ),
     # x: float32 [N, C, H, W]; shift: [C, 1, 1] -> bits of (x < shift)
     PACK: ("x", "shift"),
     # bits -> bits

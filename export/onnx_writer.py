@@ -164,11 +164,11 @@ def _eight_bit_conv(body: _Body, unit: EightBitUnit) -> None:
 
 def _byte_conv(body: _Body, unit: EightBitUnit) -> None:
     """The unit with the rounding of its input, and everything behind it, in one node."""
-    op, behind = unit.op, {step.kind: step for step in unit.epilogue}
+    op, behind = unit.op, {step.kind: step.attributes for step in unit.epilogue}
     x = unit.source.inputs[0] if op.inputs[0] == unit.source.output else op.inputs[0]
-    slope = np.zeros(1) if "relu" in behind else behind["prelu"].attributes["slope"] if "prelu" in behind else np.ones(1)
-    shift = behind["affine"].attributes["bias"] if "affine" in behind else np.zeros(1)
-    rounding = behind["quantize"].attributes if "quantize" in behind else {"scale": 0.0, "zero_point": 0}
+    slope = behind["prelu"]["slope"] if "prelu" in behind else np.array([0.0 if "relu" in behind else 1.0])
+    shift = behind["affine"]["bias"] if "affine" in behind else np.zeros(1)
+    rounding = behind.get("quantize", {"scale": 0.0, "zero_point": 0})
     a = op.attributes
 
     def constant(part: str, value: Any, dtype: type = np.float32) -> str:

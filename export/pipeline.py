@@ -41,8 +41,8 @@ def export_network(
     progress(stage, done, total) is called with the stages "capture", "write", "check" (in images) and "twins".
     The report's "kernels" is what a second check found with our kernels, None if the file does not run on them;
     "eight_bit" how many 8-bit convolutions and linear layers there are, and how many of them are computed in float
-    nevertheless: in TFLite all, in ONNX those that are no `ByteConv2d` and that onnxruntime, on this processor, does not
-    fuse with the roundings.
+    nevertheless: in TFLite all, in ONNX those that are no `ByteConv2d` and that onnxruntime, on this processor, does
+    not fuse with the roundings.
     Raises InputError for what cannot be exported, GateError if the written file computes something else.
     """
     report = progress or (lambda stage, done, total: None)

@@ -15,7 +15,6 @@ namespace {
 constexpr int64_t kMaxWeights = 512;         // of an output channel
 constexpr int64_t kSlabBytes = 160 << 10;    // of cells, which stay in the second cache
 constexpr int64_t kPositions = 960;          // computed for all channels in turn, while the first cache holds their cells
-constexpr int64_t kRowSlack = 64;            // bytes that `place` may read past a row
 
 // What lies beside each other in a row of levels is read in cells: a kernel row at once, or, dilated, each of its taps.
 // Kernel rows that are so many rows apart as the stride share their cells: they are a set. Dilated ones do not.
@@ -67,7 +66,7 @@ class Packing {
       : isa_(isa), s_(s), layout_(layout), slabs_(slabs), rounding_(rounding) {
     // To the last byte that a window reads, also where the row ends before it.
     const int64_t windows = (s.out_width() - 1) * s.stride_w + s.dilation_w * (s.kernel_w - 1) + 1;
-    row_bytes_ = std::max(windows, s.pad_left + s.width) * s.group_channels() + kRowSlack;
+    row_bytes_ = std::max(windows, s.pad_left + s.width) * s.group_channels() + kLevelOverread;
   }
 
   void reserve() const {

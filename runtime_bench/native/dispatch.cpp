@@ -10,6 +10,7 @@ extern const ByteIsa kPortableBytes;
 #if defined(__x86_64__) || defined(_M_X64)
 extern const Isa kAvx2;
 extern const Isa kAvx512;
+extern const ByteIsa kAvx512Bytes;
 extern const NhwcIsa kAvx512Nhwc;
 #elif defined(__aarch64__)
 extern const Isa kNeon;
@@ -26,7 +27,8 @@ std::vector<Path> find_paths() {
   }
   if (__builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512f") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-    found.push_back({kAvx512.name, &kAvx512, &kPortableBytes, &kAvx512Nhwc});
+    const bool bytes = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+    found.push_back({kAvx512.name, &kAvx512, bytes ? &kAvx512Bytes : &kPortableBytes, &kAvx512Nhwc});
   }
 #elif defined(__aarch64__)
   found.push_back({kNeon.name, &kNeon, &kPortableBytes});

@@ -10,6 +10,7 @@ namespace bnas {
 
 inline constexpr int kMaxByteBlock = 16;
 inline constexpr int64_t kCellOverread = 64;  // cells that may be read past the last position
+inline constexpr int64_t kLevelOverread = 128;  // levels that may be read past the last one
 
 // One block of output channels over one image.
 struct ByteJob {
@@ -40,7 +41,7 @@ struct ByteIsa {
   void (*quantize)(const float* x, int64_t plane, int64_t channels, int64_t pixels, float scale, int32_t zero,
                    uint8_t* levels);
 
-  // cells[i] = the cell of levels[i * step ...], i < n. Up to 64 bytes past the last one may be read.
+  // cells[i] = the cell of levels[i * step ...], i < n. Reads up to kLevelOverread levels more.
   void (*place)(const uint8_t* levels, int64_t step, int64_t n, int32_t zero, uint32_t* cells);
 
   // y[o * plane + i] = the end of channel o < n at position i < positions. Reads up to kCellOverread cells more.
