@@ -19,9 +19,10 @@ from .devices.target import Session, Target
 from .engines import FALLBACKS, FUNCTION_FLOAT, may_claim_speedup
 from .health import throttling
 from .intervals import Interval
-from .measure import Measurement, run_interleaved
+from .measure import TIMED, UNTIMED, Measurement, run_interleaved
 
 BLOCKS = 10  # per thread count
+SHORT_ROUND = (1, 2)  # untimed and timed runs of files that are too slow for more in a block
 NOISY = 0.025  # a median known no better than this is called noisy
 DRIFTING = 0.05
 FORMAT = 1
@@ -108,7 +109,8 @@ def measure_block(
             sessions[label] = target.open(files[label], threads)
             first[label] = sessions[label].timed(0, 1)[0] / 1e6
         timers = {label: sessions[label].timed for label in order}
-        times = run_interleaved(timers, max_seconds=seconds)
+        whole = (UNTIMED + TIMED) * sum(first.values()) <= 1e3 * seconds
+        times = run_interleaved(timers, max_seconds=seconds, round_of=(UNTIMED, TIMED) if whole else SHORT_ROUND)
         state = target.state()
     finally:
         for session in sessions.values():

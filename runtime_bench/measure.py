@@ -118,25 +118,24 @@ def run_interleaved(
     *,
     max_seconds: float = 5.0,
     min_rounds: int = 1,
+    round_of: tuple[int, int] = (UNTIMED, TIMED),
     enough: Callable[[Mapping[str, Sequence[int]]], bool] | None = None,
     on_round: Callable[[float], None] | None = None,
 ) -> dict[str, Measurement]:
     """Time several things in turns, so that drift and disturbances of the machine hit all of them alike.
 
-    A round gives each of them 2 untimed and 5 timed runs, in alternating order; 1 and 2 where that alone would take
-    longer than `max_seconds`. Rounds go on until `max_seconds`
-    (warm-up included), for at most 1000 rounds, or until `enough`, asked every 12 rounds, is content with the samples
-    in ns. `min_rounds` are made in any case. `on_round` gets the seconds passed.
+    A round gives each of them untimed and timed runs (`round_of`), in alternating order. Rounds go on until
+    `max_seconds` (warm-up included), for at most 1000 rounds, or until `enough`, asked every 12 rounds, is content with
+    the samples in ns. `min_rounds` are made in any case. `on_round` gets the seconds passed.
     """
     samples: dict[str, list[int]] = {name: [] for name in timers}
     order = list(timers)
     started = time.perf_counter()
-    warm_ms = [warm_up(timed, max_seconds=max_seconds / 4 / len(timers)) for timed in timers.values()]
-    fits = (UNTIMED + TIMED) * sum(warm_ms) <= 1e3 * max_seconds
-    untimed, count = (UNTIMED, TIMED) if fits else (1, 2)
+    for timed in timers.values():
+        warm_up(timed, max_seconds=max_seconds / 4 / len(timers))
     for number in range(1, MAX_ROUNDS + 1):
         for name in order[:: 1 if number % 2 else -1]:
-            samples[name] += timers[name](untimed, count)
+            samples[name] += timers[name](*round_of)
         seconds = time.perf_counter() - started
         if on_round:
             on_round(seconds)
@@ -147,18 +146,15 @@ def run_interleaved(
     return {name: Measurement(tuple(taken)) for name, taken in samples.items()}
 
 
-def warm_up(timed: Timer, *, max_seconds: float, block: int = 3, tolerance: float = 0.05) -> float:
-    """Run until the medians of two blocks in a row agree within `tolerance`; at least 2 runs, at most `max_seconds`.
-
-    The last median, in ms.
-    """
+def warm_up(timed: Timer, *, max_seconds: float, block: int = 3, tolerance: float = 0.05) -> None:
+    """Run until the medians of two blocks in a row agree within `tolerance`; at least 2 runs, at most `max_seconds`."""
     deadline = time.perf_counter_ns() + int(max_seconds * 1e9)
-    now = float(np.median(timed(0, 2)))
+    previous = float(np.median(timed(0, 2)))
     while time.perf_counter_ns() < deadline:
-        previous, now = now, float(np.median(timed(0, block)))
+        now = float(np.median(timed(0, block)))
         if abs(now - previous) <= tolerance * previous:
-            break
-    return now / 1e6
+            return
+        previous = now
 
 
 @contextmanager

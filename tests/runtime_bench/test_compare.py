@@ -24,6 +24,7 @@ class Simulated:
         self.engine_name, self.spread, self.drift = engine, spread, drift
         self.rng = np.random.default_rng(seed)
         self.opened: list[str] = []
+        self.asked: set[tuple[int, int]] = set()  # untimed and timed runs
         self.open_now = 0
         self.fail_at = -1
         self.mood = 0.0
@@ -62,6 +63,7 @@ class Simulated:
             device.open_now += 1
 
         def timed(self, untimed: int, count: int) -> list[int]:
+            self.device.asked.add((untimed, count))
             noise = self.device.rng.normal(0, 0.02, count) + self.device.mood
             return [int(1e6 * self.ms * np.exp(x)) for x in noise]
 
@@ -92,6 +94,14 @@ def test_every_block_loads_all_files_in_an_order_of_its_own(files: dict[str, Pat
         assert result["p10_ms"] <= result["p50_ms"] <= result["p90_ms"] and result["load_ms"] == 3.0
         assert result["bytes"] == 3 and (result["base_bytes"], result["peak_bytes"]) == (10, 30)
     assert json.loads(json.dumps(report)) == report
+
+
+def test_slow_files_get_short_rounds(files: dict[str, Path]) -> None:
+    """A round of seven runs of 2, 6 and 3 ms would take 77 ms."""
+    for seconds, round_of in ((0.1, (1, 2)), (0.2, (2, 5))):
+        device = Simulated()
+        bench_files(device, files, [1], seconds, blocks=2)
+        assert round_of in device.asked and not {(1, 2), (2, 5)} - {round_of} & device.asked
 
 
 def test_the_ratio_is_against_the_fastest_rival_with_an_interval(files: dict[str, Path]) -> None:

@@ -104,7 +104,7 @@ def test_garbage_collection_is_off_while_timing_and_back_on_after() -> None:
 
 
 def test_interleaving_takes_turns_in_blocks(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "warm_up", lambda *_, **__: 0.0)
+    monkeypatch.setattr(module, "warm_up", lambda *_, **__: None)
     log: list[str] = []
     rounds: list[float] = []
     result = run_interleaved(
@@ -129,7 +129,7 @@ def test_interleaving_stops_early_only_when_asked_and_settled(clock: Clock) -> N
     assert run_interleaved(tasks, max_seconds=5, enough=lambda samples: len(samples["b"]) >= 60)["a"].count == 12 * 5
     assert run_interleaved(tasks, max_seconds=1)["a"].count > 12 * 5
     slow = {"a": clock.task(lambda _: 1000.0)}
-    assert run_interleaved(slow, max_seconds=1)["a"].count == 2
-    assert run_interleaved(slow, max_seconds=1, min_rounds=3)["a"].count == 6
+    assert run_interleaved(slow, max_seconds=1)["a"].count == 5
+    assert run_interleaved(slow, max_seconds=1, round_of=(1, 2), min_rounds=3)["a"].count == 6
     quick = {"a": clock.task(lambda _: 0.001)}
     assert run_interleaved(quick, max_seconds=60)["a"].count == 5000
