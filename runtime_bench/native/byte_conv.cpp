@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cfloat>
-#include <cmath>
+#include <cstdio>
 #include <cstring>
 
 #include "isa_bytes.h"
@@ -146,8 +146,10 @@ std::string check_bytes(const ConvShape& shape) {
 std::string check(const Levels& levels, bool may_be_none) {
   if (may_be_none && levels.scale == 0) return {};
   if (levels.scale >= FLT_MIN && levels.scale <= FLT_MAX) return {};
-  return "is " + std::to_string(levels.scale) + ", expected a normal number above 0" +
-         (may_be_none ? ", or 0 for none" : "");
+  char text[96];
+  std::snprintf(text, sizeof text, "is %g, expected a normal number above 0%s", static_cast<double>(levels.scale),
+                may_be_none ? ", or 0 for none" : "");
+  return text;
 }
 
 ByteConv::ByteConv(const ConvShape& shape, const int8_t* weights, const Path& path) : path_(path) {

@@ -9,11 +9,13 @@ extern const Isa kPortable;
 extern const ByteIsa kPortableBytes;
 #if defined(__x86_64__) || defined(_M_X64)
 extern const Isa kAvx2;
+extern const ByteIsa kAvx2Bytes;
 extern const Isa kAvx512;
 extern const ByteIsa kAvx512Bytes;
 extern const NhwcIsa kAvx512Nhwc;
 #elif defined(__aarch64__)
 extern const Isa kNeon;
+extern const ByteIsa kNeonBytes;
 #endif
 
 namespace {
@@ -23,15 +25,15 @@ std::vector<Path> find_paths() {
 #if defined(__x86_64__) || defined(_M_X64)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    found.push_back({kAvx2.name, &kAvx2, &kPortableBytes});
+    found.push_back({kAvx2.name, &kAvx2, &kAvx2Bytes});
   }
   if (__builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512f") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
     const bool bytes = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
-    found.push_back({kAvx512.name, &kAvx512, bytes ? &kAvx512Bytes : &kPortableBytes, &kAvx512Nhwc});
+    found.push_back({kAvx512.name, &kAvx512, bytes ? &kAvx512Bytes : &kAvx2Bytes, &kAvx512Nhwc});
   }
 #elif defined(__aarch64__)
-  found.push_back({kNeon.name, &kNeon, &kPortableBytes});
+  found.push_back({kNeon.name, &kNeon, &kNeonBytes});
 #endif
   return found;
 }

@@ -16,7 +16,7 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_TYPES: list[np.dtype[Any]] = [np.dtype("<f4"), np.dtype("u1"), np.dtype("<u4"), np.dtype("<i4")]
+_TYPES: list[np.dtype[Any]] = [np.dtype("<f4"), np.dtype("u1"), np.dtype("<u4"), np.dtype("<i4"), np.dtype("i1")]
 _NOTHING = np.empty(0, np.float32)
 
 
@@ -113,6 +113,31 @@ class KernelProcess:
         """BinaryConv2dBits: x uint32 [N, ceil(channels / 32), H, W], threshold int32 [O] -> uint32."""
         integers = [channels, *strides, *pads, *dilations, groups]
         return self._result("conv_bits", isa, integers, [x, w_packed, threshold])
+
+    def byte_conv(
+        self,
+        isa: str,
+        x: Array,
+        w: Array,
+        x_scale: float,
+        x_zero: int,
+        *,
+        strides: Sequence[int] = (1, 1),
+        pads: Sequence[int] = (0, 0, 0, 0),
+        dilations: Sequence[int] = (1, 1),
+        groups: int = 1,
+        scale: Array | None = None,
+        bias: Array | None = None,
+        slope: Array | None = None,
+        act_shift_out: Array | None = None,
+        y_scale: float = 0.0,
+        y_zero: int = 0,
+    ) -> Array:
+        """ByteConv2d: x float32 [N, C, H, W], w int8 [O, C / groups, kh, kw] -> float32. y_scale 0: not rounded."""
+        optional = (_NOTHING if array is None else array for array in (scale, bias, slope, act_shift_out))
+        scales = (np.array([value], np.float32) for value in (x_scale, y_scale))
+        integers = [*strides, *pads, *dilations, groups, x_zero, y_zero]
+        return self._result("byte_conv", isa, integers, [x, w, *optional, *scales])
 
     def pack_signs(self, isa: str, x: Array, shift: Array | None = None) -> Array:
         """PackSigns: x float32 [N, C, H, W] -> uint32 [N, ceil(C / 32), H, W]."""

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from .definition import EPILOGUE, NEUTRAL, Array, Geometry
+from .definition import BYTE_PARTS, EPILOGUE, NEUTRAL, Array, Geometry, Levels, byte_conv
 
 T = TypeVar("T")
 
@@ -148,6 +148,88 @@ def epilogues(draw: st.DrawFn, shape: tuple[int, int, int, int], hardest: bool =
         if name == "scale" and draw(st.booleans()):
             parts[name] = parts[name] * np.float32(1 / 64)
     return parts
+
+
+@dataclass(frozen=True, eq=False)
+class ByteCase:
+    """A convolution of 8 bits."""
+
+    x: Array  # float32 [N, C, H, W]
+    levels: Levels
+    weights: Array  # int8 [O, C / groups, kh, kw]
+    geometry: Geometry
+    parts: dict[str, Array]  # of BYTE_PARTS
+    rounding: Levels
+
+    @property
+    def expected(self) -> Array:
+        return byte_conv(self.x, self.levels, self.weights, self.geometry, self.parts, self.rounding)
+
+    def run(self, kernels: Any, path: str) -> Array:
+        g = self.geometry
+        window = {"strides": g.strides, "pads": g.pads, "dilations": g.dilations, "groups": g.groups}
+        levels, rounding = self.levels, {"y_scale": self.rounding.scale, "y_zero": self.rounding.zero}
+        found: Array = kernels.byte_conv(
+            path, self.x, self.weights, levels.scale, levels.zero, **window, **self.parts, **rounding
+        )
+        return found
+
+    def __repr__(self) -> str:
+        shapes = {name: part.shape for name, part in self.parts.items()}
+        about = f"x {self.x.shape}, {self.levels}, weights {self.weights.shape}, {self.geometry}, {shapes}"
+        return f"ByteCase({about}, {self.rounding})"
+
+
+def byte_case(
+    rng: np.random.Generator,
+    image: tuple[int, int, int, int],
+    outputs: int,
+    geometry: Geometry,
+    *,
+    levels: Levels | None = None,
+    parts: dict[str, Array] | None = None,
+    rounding: Levels | None = None,
+) -> ByteCase:
+    """Values on the levels, in the middle between two, next to that, beyond all, and hard ones."""
+    levels = levels or Levels(0.25, 128)
+    scale = np.float32(levels.scale)
+    steps = rng.integers(-2 * 300, 2 * 300, image) / 2
+    with np.errstate(over="ignore"):
+        x = (steps * np.float64(scale)).astype(np.float32)
+        kind = rng.integers(0, 8, image)
+        x = np.where(kind == 0, np.nextafter(x, rng.choice(np.array([-np.inf, np.inf], np.float32), image)), x)
+        x = np.where(kind < 4, x, (rng.standard_normal(image) * 100 * np.float64(scale)).astype(np.float32))
+    x = np.where(kind == 7, rng.choice(HARD, image), x).astype(np.float32)
+    weights = rng.integers(-128, 128, (outputs, image[1] // geometry.groups, *geometry.kernel))
+    weights = np.where(rng.random(weights.shape) < 0.2, rng.choice([-128, 127], weights.shape), weights)
+    return ByteCase(x, levels, weights.astype(np.int8), geometry, parts or {}, rounding or Levels(0.0, 0))
+
+
+MOST_WEIGHTS = 512  # of an output channel
+
+
+@st.composite
+def byte_cases(draw: st.DrawFn) -> ByteCase:
+    rng, groups = generator(draw), choose(draw, (1, 1, 1, 2, 3))
+    kernel = (choose(draw, (1, 3, 7, 2)), choose(draw, (1, 3, 7, 2, 5)))
+    strides, dilations = ((choose(draw, (1, 2, 3)), choose(draw, (1, 1, 1, 2, 3))) for _ in range(2))
+    depth = min(choose(draw, (3, 1, 2, 4, 5, 9, 33)), MOST_WEIGHTS // (kernel[0] * kernel[1]))
+    outputs = groups * choose(draw, (1, 4, 8, 9, 16, 17))
+    pads: Any = tuple(draw(st.integers(0, choose(draw, (0, 3, 9)))) for _ in range(4))
+    height, width = (
+        image_size(draw, dilations[i] * (kernel[i] - 1) + 1, pads[i], pads[i + 2], (12, 70)[i]) for i in range(2)
+    )
+    levels = Levels(float(np.float32(choose(draw, (0.25, 0.02, 3.7, 2e-38, 3e38)))), choose(draw, (0, 128, 255, 7)))
+    parts = {
+        name: numbers(rng, (outputs, 1, 1) if draw(st.booleans()) else (1, 1, 1), choose(draw, ("normal", "hard")))
+        for name in BYTE_PARTS
+        if draw(st.booleans())
+    }
+    y_scale = float(np.float32(choose(draw, (0.0, 0.0, 0.5, 37.1, 1e-37))))
+    rounding = Levels(y_scale, choose(draw, (0, 128, 255)))
+    image = (choose(draw, (1, 2)), groups * depth, height, width)
+    geometry = Geometry(kernel, strides, pads, dilations, groups)
+    return byte_case(rng, image, outputs, geometry, levels=levels, parts=parts, rounding=rounding)
 
 
 def neutral(outputs: int) -> dict[str, Array]:

@@ -38,15 +38,21 @@ def bytes_of(negative: Array) -> Array:
 
 def dots(negative: Array, weights: Array, geometry: Geometry) -> Array:
     """bool [N, C, H, W], bool [O, C / groups, kh, kw] -> int64 [N, O, Ho, Wo]; padding is +1."""
+    return sums(1.0 - 2.0 * negative, 1.0 - 2.0 * weights, geometry, padding=1.0)
+
+
+def sums(values: Array, weights: Array, geometry: Geometry, padding: float = 0.0) -> Array:
+    """Whole numbers in float64 [N, C, H, W] and [O, C / groups, kh, kw] -> int64 [N, O, Ho, Wo]."""
     (top, left, bottom, right), (kh, kw), (dh, dw) = geometry.pads, geometry.kernel, geometry.dilations
-    padded = np.pad(1.0 - 2.0 * negative, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=1.0)
+    padded = np.pad(values, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=padding)
     spans = (dh * (kh - 1) + 1, dw * (kw - 1) + 1)
     windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=(2, 3))
     windows = windows[:, :, :: geometry.strides[0], :: geometry.strides[1], ::dh, ::dw]
-    signs = np.split(1.0 - 2.0 * weights, geometry.groups)
     parts = [
-        np.tensordot(part, sign, axes=((1, 4, 5), (1, 2, 3)))  # [N, Ho, Wo, O / groups]
-        for part, sign in zip(np.split(windows, geometry.groups, axis=1), signs, strict=True)
+        np.tensordot(part, weight, axes=((1, 4, 5), (1, 2, 3)))  # [N, Ho, Wo, O / groups]
+        for part, weight in zip(
+            np.split(windows, geometry.groups, axis=1), np.split(weights, geometry.groups), strict=True
+        )
     ]
     return np.concatenate(parts, axis=3).transpose(0, 3, 1, 2).astype(np.int64)
 
@@ -57,6 +63,42 @@ def max_pool(negative: Array, geometry: Geometry) -> Array:
     padded = np.pad(negative, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=True)
     windows = np.lib.stride_tricks.sliding_window_view(padded, geometry.kernel, axis=(2, 3))
     return windows[:, :, :: geometry.strides[0], :: geometry.strides[1]].all(axis=(4, 5))
+
+
+BYTE_PARTS = {"scale": 1.0, "bias": 0.0, "slope": 1.0, "act_shift_out": 0.0}  # of ByteConv2d, and their neutral value
+
+
+@dataclass(frozen=True)
+class Levels:
+    """uint8 levels: `l` stands for (l - zero) * scale. scale: a float32 value, 0 for none."""
+
+    scale: float
+    zero: int
+
+    def steps(self, quotients: Array) -> Array:
+        """float32 values in units of the scale -> whole numbers, float32; the lowest for NaN."""
+        with np.errstate(invalid="ignore"):
+            steps = np.clip(np.rint(quotients), -self.zero, 255 - self.zero)
+        return np.where(np.isnan(quotients), -self.zero, steps).astype(np.float32)
+
+
+def byte_conv(
+    x: Array, levels: Levels, weights: Array, geometry: Geometry, parts: dict[str, Array], rounding: Levels
+) -> Array:
+    """ByteConv2d in float32, one rounding a step: x float32 [N, C, H, W], weights int8 [O, C / groups, kh, kw].
+
+    parts: of BYTE_PARTS, absent ones are neutral. y is rounded to levels if `rounding` has a scale.
+    """
+    one = {name: np.float32(value) for name, value in BYTE_PARTS.items()} | parts
+    with np.errstate(all="ignore"):
+        steps = levels.steps(x / np.float32(levels.scale))
+        integers = sums(steps.astype(np.float64), weights.astype(np.float64), geometry)
+        value = integers.astype(np.float32) * one["scale"] + one["bias"]
+        value = np.where(value < 0, value * one["slope"], value) + one["act_shift_out"]
+        if rounding.scale:
+            scale = np.float32(rounding.scale)
+            value = rounding.steps(value * (np.float32(1) / scale)) * scale
+    return value.astype(np.float32)
 
 
 @dataclass(frozen=True)

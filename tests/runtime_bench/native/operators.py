@@ -12,8 +12,8 @@ from onnx import helper, numpy_helper
 import bnas
 from bnas.export.onnx_functions import INPUTS, function
 
-from .cases import ConvCase
-from .definition import NEUTRAL, Array, Expected, Geometry, bytes_of, dots, epilogue, words_of
+from .cases import ByteCase, ConvCase
+from .definition import BYTE_PARTS, NEUTRAL, Array, Expected, Geometry, bytes_of, dots, epilogue, words_of
 
 FLOAT_PARTS = ("scale", "bias", "shift", "residual", "slope", "act_shift_in", "act_shift_out")
 
@@ -42,7 +42,7 @@ class Node:
         np.testing.assert_array_equal(found, self.expected, err_msg=" ".join(map(str, (self.operator, *where))))
 
 
-def conv_attributes(case: ConvCase) -> dict[str, Any]:
+def conv_attributes(case: ConvCase | ByteCase) -> dict[str, Any]:
     g = case.geometry
     return {
         "in_channels": [case.weights.shape[1]],
@@ -73,6 +73,15 @@ def conv_nodes(case: ConvCase, parts: dict[str, Array], threshold: Array) -> lis
             words_of(integers < threshold),
         ),
     ]
+
+
+def byte_node(case: ByteCase) -> Node:
+    given = {name: np.full((1, 1, 1), value, np.float32) for name, value in BYTE_PARTS.items()} | case.parts
+    given |= {"x": case.x, "w": case.weights}
+    for name, levels in {"x": case.levels, "y": case.rounding}.items():
+        given[f"{name}_scale"] = np.array(levels.scale, np.float32)
+        given[f"{name}_zero_point"] = np.array(levels.zero, np.uint8)
+    return Node("ByteConv2d", conv_attributes(case), {n: given[n] for n in INPUTS["ByteConv2d"]}, case.expected)
 
 
 def pack_node(x: Array, shift: Array) -> Node:

@@ -17,10 +17,22 @@ from onnx import AttributeProto, helper
 import bnas
 from bnas.export.onnx_functions import ATTRIBUTES, INPUTS
 
-from .cases import REQUIRE_ALL, conv_case, numbers
+from .cases import MOST_WEIGHTS, REQUIRE_ALL, byte_case, conv_case, numbers
 from .conftest import built, here, missing
-from .definition import NEUTRAL, Array, Expected, Geometry, dots, epilogue, max_pool, words_of
-from .operators import Node, conv_nodes, feeds, model, pack_node, pool_node
+from .definition import (
+    BYTE_PARTS,
+    NEUTRAL,
+    Array,
+    Expected,
+    Geometry,
+    Levels,
+    byte_conv,
+    dots,
+    epilogue,
+    max_pool,
+    words_of,
+)
+from .operators import Node, byte_node, conv_nodes, feeds, model, pack_node, pool_node
 
 RUN_MODELS = Path(__file__).with_name("run_models.py")
 MOST_BYTES = 2 << 30  # that the process may ever need
@@ -48,8 +60,12 @@ def sound_nodes(rng: np.random.Generator) -> list[Node]:
     threshold = rng.integers(-8, 9, (shape[1], 1, 1)).astype(np.int32)
     x, shift = rng.standard_normal((2, 40, 4, 6), np.float32), numbers(rng, (40, 1, 1), "normal")
     pool = Geometry((2, 3), (1, 2), (1, 0, 0, 1))
+    rounding = Levels(float(rng.choice([0.0, 16.0])), 7)
+    shared = {name: parts[name] for name in BYTE_PARTS}
+    byte = byte_case(rng, (2, 3 * groups, 4, 6), 5 * groups, geometry, parts=shared, rounding=rounding)
     return [
         *conv_nodes(case, parts, threshold),
+        byte_node(byte),
         pack_node(x, shift),
         pool_node(words_of(x < shift), pool, words_of(max_pool(x < shift, pool))),
     ]
@@ -120,7 +136,8 @@ def spoil_type(node: Node, choose: Choose) -> Node:
 
 def meaning(node: Node) -> Array | Expected:
     """Raises Invalid if the node breaks what is written about the operator's attributes and inputs."""
-    x = typed(node, "x", np.float32 if node.operator in ("BinaryConv2d", "PackSigns") else np.uint32, rank=4)
+    from_floats = node.operator in ("BinaryConv2d", "ByteConv2d", "PackSigns")
+    x = typed(node, "x", np.float32 if from_floats else np.uint32, rank=4)
     if node.operator == "PackSigns":
         (channels,) = integers(node, "in_channels", 1, 1)
         demand(x.shape[1] == channels)
@@ -137,6 +154,8 @@ def meaning(node: Node) -> Array | Expected:
     demand(type(groups) is int and 1 <= groups <= 1 << 20)
     geometry = Geometry(kernel, strides, pads, dilations, groups)
     channels = depth * groups
+    if node.operator == "ByteConv2d":
+        return byte_meaning(node, x, geometry, depth)
     weights = typed(node, "w_packed", np.uint8, rank=4)
     demand(weights.shape[1:] == (*kernel, -(-depth // 8)) and len(weights) > 0 and len(weights) % groups == 0)
     fits(x, geometry)
@@ -159,6 +178,31 @@ def meaning(node: Node) -> Array | Expected:
     residual = typed(node, "residual", np.float32)
     demand(residual.size == 1 or residual.shape == sums.shape)
     return epilogue(sums, parts | {"residual": residual.reshape(sums.shape if residual.size > 1 else (1, 1, 1))})
+
+
+def byte_meaning(node: Node, x: Array, geometry: Geometry, depth: int) -> Array:
+    weights = typed(node, "w", np.int8, rank=4)
+    demand(weights.shape[1:] == (depth, *geometry.kernel) and len(weights) > 0 and len(weights) % geometry.groups == 0)
+    demand(weights[0].size <= MOST_WEIGHTS and x.shape[1] == depth * geometry.groups)
+    fits(x, geometry)
+    kept_together(x, geometry)
+    levels, rounding = (
+        Levels(
+            float(one_element(node, f"{name}_scale", np.float32)),
+            int(one_element(node, f"{name}_zero_point", np.uint8)),
+        )
+        for name in ("x", "y")
+    )
+    least = float(np.finfo(np.float32).tiny)
+    demand(levels.scale >= least and (rounding.scale == 0 or rounding.scale >= least))
+    parts = {name: per_channel(node, name, len(weights)) for name in BYTE_PARTS}
+    return byte_conv(x, levels, weights, geometry, parts, rounding)
+
+
+def one_element(node: Node, name: str, dtype: Any) -> Any:
+    array = typed(node, name, dtype)
+    demand(array.size == 1)
+    return array.reshape(-1)[0]
 
 
 def demand(condition: bool) -> None:

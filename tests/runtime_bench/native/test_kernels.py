@@ -11,7 +11,10 @@ from .cases import (
     BOUNDED,
     EDGES,
     HARD,
+    ByteCase,
     ConvCase,
+    byte_case,
+    byte_cases,
     choose,
     conv_case,
     conv_cases,
@@ -21,7 +24,7 @@ from .cases import (
     numbers,
     signed,
 )
-from .definition import Array, Geometry, bytes_of, dots, epilogue, max_pool, words_of
+from .definition import Array, Geometry, Levels, bytes_of, dots, epilogue, max_pool, words_of
 
 
 def same(found: Array, wanted: Array, *where: object) -> None:
@@ -192,3 +195,65 @@ def test_bits_are_pooled(kernels: Any, data: st.DataObject) -> None:
     wanted = words_of(pooled)
     wanted[:, -1] &= np.uint32(0xFFFFFFFF >> -shape[1] % 32)
     same(found, wanted)
+
+
+@settings(BOUNDED, max_examples=150)
+@given(case=byte_cases())
+def test_8_bit_convolutions_are_the_same_numbers_everywhere(kernels: Any, case: ByteCase) -> None:
+    expected, first = case.expected, None
+    for path in kernels.paths():
+        found = case.run(kernels, path)
+        same(found, expected, path)
+        first = first or found.tobytes()
+        assert np.isnan(found).any() or found.tobytes() == first, path  # zeros have the same sign
+
+
+@pytest.mark.slow
+@settings(BOUNDED, max_examples=3000, derandomize=False)
+@given(case=byte_cases())
+def test_a_long_search_finds_nothing_in_8_bits(kernels: Any, case: ByteCase) -> None:
+    for path in kernels.paths():
+        same(case.run(kernels, path), case.expected, path)
+
+
+# Sizes that need several slabs of rows, runs of positions or registers of bytes.
+LARGE_IMAGES = {
+    "stem of an ImageNet network": ((1, 3, 112, 112), 64, Geometry((7, 7), (2, 2), (3, 3, 3, 3))),
+    "stem of 16 channels": ((2, 3, 64, 64), 16, Geometry((3, 3), (2, 2), (0, 0, 1, 1))),
+    "slabs of a batch, dilated": ((2, 4, 120, 61), 9, Geometry((3, 5), (3, 1), (2, 3, 4, 5), (2, 3))),
+    "wide": ((1, 3, 4, 1500), 5, Geometry((3, 3), pads=(1, 1, 1, 1))),
+    "wide, stride 3, groups": ((1, 8, 2, 2100), 6, Geometry((1, 5), (1, 3), (0, 7, 0, 1), groups=2)),
+    "pads beyond the kernel": ((1, 3, 2, 3), 9, Geometry((3, 3), (2, 3), (40, 700, 5, 600))),
+    "as many weights as may be": ((1, 32, 9, 21), 8, Geometry((4, 4))),
+}
+
+
+@pytest.mark.parametrize("image, outputs, geometry", LARGE_IMAGES.values(), ids=LARGE_IMAGES)
+def test_8_bit_images_that_are_cut_into_pieces(kernels: Any, image: Any, outputs: int, geometry: Geometry) -> None:
+    rng = np.random.default_rng(9)
+    parts = {name: numbers(rng, (outputs, 1, 1), "normal") for name in ("scale", "bias", "slope")}
+    for rounding in (Levels(0.0, 0), Levels(64.0, 100)):
+        case = byte_case(rng, image, outputs, geometry, parts=parts, rounding=rounding)
+        for path in kernels.paths()[1:]:
+            same(case.run(kernels, path), case.expected, path)
+
+
+@pytest.mark.parametrize("weight", [-128, 127])
+@pytest.mark.parametrize("level, zero", [(255, 0), (0, 255), (255, 255)])
+def test_the_largest_8_bit_sums_are_exact(kernels: Any, weight: int, level: int, zero: int) -> None:
+    x = np.full((1, 32, 4, 4), level - zero, np.float32)
+    w = np.full((3, 32, 4, 4), weight, np.int8)
+    for path in kernels.paths():
+        found = kernels.byte_conv(path, x, w, 1.0, zero)
+        assert (found == (level - zero) * weight * 512).all(), path
+
+
+def test_more_weights_than_sums_can_hold_are_refused(kernels: Any) -> None:
+    x, w = np.zeros((1, 27, 19, 1), np.float32), np.zeros((1, 27, 19, 1), np.int8)
+    for path in kernels.paths():
+        with pytest.raises(ValueError, match="more than 512 weights per output channel"):
+            kernels.byte_conv(path, x, w, 1.0, 0)
+        with pytest.raises(ValueError, match=r"expected a normal number above 0$"):
+            kernels.byte_conv(path, x, w[:, :, :1], 0.0, 0)
+        with pytest.raises(ValueError, match="or 0 for none"):
+            kernels.byte_conv(path, x, w[:, :, :1], 1.0, 0, y_scale=float("inf"))

@@ -17,10 +17,22 @@ from hypothesis import strategies as st
 
 import bnas
 
-from .cases import BOUNDED, EDGES, choose, conv_case, conv_cases, epilogues, generator, numbers, signed
+from .cases import (
+    BOUNDED,
+    EDGES,
+    byte_case,
+    byte_cases,
+    choose,
+    conv_case,
+    conv_cases,
+    epilogues,
+    generator,
+    numbers,
+    signed,
+)
 from .conftest import built, emulator, here
-from .definition import Geometry, dots, max_pool, words_of
-from .operators import FLOAT_PARTS, Node, conv_nodes, feeds, model, pack_node, pool_node, session
+from .definition import Geometry, Levels, dots, max_pool, words_of
+from .operators import FLOAT_PARTS, Node, byte_node, conv_nodes, feeds, model, pack_node, pool_node, session
 
 RUN_MODELS = Path(__file__).with_name("run_models.py")
 
@@ -44,6 +56,7 @@ def draw_nodes(draw: Any) -> list[Node]:
     pooled = words_of(max_pool(bits.transpose(0, 3, 1, 2).astype(bool), geometry))
     return [
         *conv_nodes(case, draw(epilogues(shape)), threshold),
+        byte_node(draw(byte_cases())),
         pack_node(x, shift),
         pool_node(words, geometry, pooled),
     ]
@@ -62,6 +75,13 @@ def integer_nodes(seed: int = 0) -> list[Node]:
     for image, (outputs, geometry) in shapes.items():
         case = conv_case(rng, image, outputs, geometry, "one")
         nodes += conv_nodes(case, {}, rng.integers(-8, 9, (outputs, 1, 1)).astype(np.int32))
+    parts = {"slope": np.zeros((1, 1, 1), np.float32)}
+    levels, rounding = Levels(0.25, 128), Levels(512.0, 0)
+    geometry = Geometry((7, 5), (2, 2), (3, 2, 3, 2))
+    nodes += [
+        byte_node(byte_case(rng, (1, 3, 20, 23), 20, geometry, levels=levels)),
+        byte_node(byte_case(rng, (2, 4, 9, 33), 9, geometry, levels=levels, parts=parts, rounding=rounding)),
+    ]
     x = rng.standard_normal((2, 70, 6, 5), np.float32)
     shift = numbers(rng, (70, 1, 1), "normal")
     words, geometry = words_of(x < shift), Geometry((2, 2), (2, 1), (1, 0, 0, 1))
@@ -173,12 +193,52 @@ def test_weights_may_change_between_runs() -> None:
         node.check(shared.run(None, {f"{n}0": node.inputs[n] for n in ("x", "w_packed", "shift")})[0])
 
 
+def test_weights_and_levels_of_8_bits_may_change_between_runs() -> None:
+    rng, geometry = np.random.default_rng(5), Geometry((3, 3))
+    levels = (Levels(0.25, 128), Levels(0.5, 0), Levels(0.25, 0))
+    rounded = (Levels(0.0, 0), Levels(0.0, 0), Levels(64.0, 7))
+    cases = [
+        byte_case(rng, (1, 3, 6, 6), 9, geometry, levels=a, rounding=b) for a, b in zip(levels, rounded, strict=True)
+    ]
+    nodes = [byte_node(case) for case in cases]
+    shared = session(model(nodes[0], constants=set()))
+    for node in (*nodes, *nodes, nodes[0], nodes[0]):
+        node.check(shared.run(None, {f"{name}0": value for name, value in node.inputs.items()})[0])
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "problem"),
+    [
+        ("x_scale", 0.0, "x_scale is 0, expected a normal number above 0"),
+        ("x_scale", -0.5, "x_scale is -0.5, expected a normal number above 0"),
+        ("x_scale", np.inf, "x_scale is inf, expected a normal number above 0"),
+        ("y_scale", np.nan, "y_scale is nan, expected a normal number above 0, or 0 for none"),
+        ("y_scale", 2.0**-140, "y_scale is 7.17465e-43, expected a normal number above 0, or 0 for none"),
+    ],
+)
+@pytest.mark.parametrize("constant", [True, False])
+def test_scales_of_levels_are_checked(part: str, value: float, problem: str, constant: bool) -> None:
+    node = byte_node(byte_case(np.random.default_rng(0), (1, 3, 6, 6), 4, Geometry((3, 3))))
+    node.inputs[part] = np.array(value, np.float32)
+    file = model(node, constants=None if constant else set())
+    with pytest.raises(Exception, match=f"ByteConv2d 'node0': {problem}$"):
+        session(file).run(None, feeds(file, node))
+
+
+def test_more_than_512_weights_are_refused_at_load() -> None:
+    node = byte_node(byte_case(np.random.default_rng(0), (1, 3, 15, 15), 4, Geometry((12, 15))))
+    with pytest.raises(Exception, match="ByteConv2d 'node0': more than 512 weights per output channel"):
+        session(model(node))
+
+
 def test_two_threads_give_the_same_bits_as_one(paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(6)
     case = conv_case(rng, (2, 64, 56, 57), 65, Geometry((3, 3), pads=(1, 1, 1, 1)))
     vector, shape = (65, 1, 1), dots(case.negative, case.weights, case.geometry).shape
     parts = {name: numbers(rng, vector, "normal") for name in ("scale", "bias", "slope", "act_shift_in")}
     nodes = conv_nodes(case, parts | {"residual": numbers(rng, shape, "normal")}, np.zeros(vector, np.int32))
+    stem = Geometry((7, 7), (2, 2), (3, 3, 3, 3))
+    nodes.append(byte_node(byte_case(rng, (2, 3, 112, 113), 65, stem, parts={"bias": parts["bias"]})))
     file = model(*nodes)
     for path in paths[1:]:
         monkeypatch.setenv("BNAS_ISA", path)
