@@ -6,6 +6,8 @@ act(conv(sign(x)) * scale + bias + residual), with PReLU or ReLU behind the resi
 - bireal18: the Bi-Real Net of 18 layers (Liu et al. 2018). Stem 7x7 stride 2 to 64 channels and 3x3 max-pool stride 2;
   four groups of four binary convolutions of 64, 128, 256 and 512 channels, each with a residual of its own; where the
   size halves, the residual is a 2x2 average pool and a float 1x1 convolution; global average pool, linear.
+- bireal18-e8: the same with 8-bit ends, as `ends=8` makes them: the image, what the stem gives, and the means in front
+  of the linear layer are rounded to 8 bits, and the weights of both are whole numbers. Its twins are those of bireal18.
 - quicknet: QuickNet-like, after the network of that name in Larq Zoo. Stem 3x3 stride 2 to 16 channels, depthwise 3x3
   stride 2, 1x1 to 64; four groups of four residual binary layers of 64, 128, 256 and 512 channels; between them ReLU,
   2x2 max-pool of stride 1, a blurring depthwise 3x3 of stride 2 and a float 1x1 convolution; ReLU, global average pool,
@@ -24,6 +26,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,7 @@ from rich.console import Console
 from rivals import EPILOGUES, forced, real_images
 
 from bnas.export.graph import BinaryConv, FloatOp, Graph, output_shape, same_pads
+from bnas.export.onnx_functions import BYTE_CONV
 from bnas.export.onnx_writer import to_onnx
 from bnas.runtime_bench import native_library
 
@@ -78,13 +82,27 @@ class Builder:
         name = f"{kind}{len(self.nodes)}"
         return self.add(FloatOp(kind, name, (self.value,), name, attributes))
 
-    def conv(self, channels: int, kernel: int, stride: int = 1, *, groups: int = 1, blur: bool = False) -> str:
-        """A float convolution with SAME padding and folded batch-norm. blur: fixed weights of a 3x3 low-pass."""
+    def conv(
+        self,
+        channels: int,
+        kernel: int,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        blur: bool = False,
+        whole: bool = False,
+    ) -> str:
+        """A float convolution with SAME padding and folded batch-norm.
+
+        blur: fixed weights of a 3x3 low-pass. whole: weights that an 8-bit convolution may have.
+        """
         shape = (channels, self.shapes[self.value][0] // groups, kernel, kernel)
         weight = self.rng.standard_normal(shape) / math.sqrt(math.prod(shape[1:]))
+        bias = 0 if blur else 0.1 * self.rng.standard_normal(channels)
         if blur:
             weight = np.broadcast_to(np.outer([1, 2, 1], [1, 2, 1]) / 16, shape)
-        bias = 0 if blur else 0.1 * self.rng.standard_normal(channels)
+        if whole:
+            weight, bias = self.whole_numbers(shape), np.rint(64 * bias) / 64
         return self.op(
             "conv",
             weight=weight.astype(np.float32),
@@ -94,6 +112,16 @@ class Builder:
             dilations=(1, 1),
             groups=groups,
         )
+
+    def round(self, scale: float) -> str:
+        """To 8 bits around 0. scale: a power of 2, so that sums are exact, and values half-way everywhere alike."""
+        return self.op("quantize", scale=scale, zero_point=128)
+
+    def whole_numbers(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Weights that are whole multiples of a power of 2, the largest of each output channel 127 times it."""
+        steps = np.clip(np.rint(40 * self.rng.standard_normal(shape)), -127, 127)
+        steps.reshape(shape[0], -1)[:, 0] = 127
+        return (steps * 2.0 ** -round(math.log2(40 * math.sqrt(math.prod(shape[1:]))))).astype(np.float32)
 
     def max_pool(self, kernel: int, stride: int, *, pad: bool) -> str:
         pads = self._pads(kernel, stride) if pad else (0, 0, 0, 0)
@@ -120,10 +148,13 @@ class Builder:
             )
         )
 
-    def head(self) -> None:
+    def head(self, *, whole: bool = False) -> None:
         self.op("global_mean")
         features = self.shapes[self.value][0]
         weight = self.rng.standard_normal((CLASSES, features)) / math.sqrt(features)
+        if whole:
+            self.round(1 / 16)
+            weight = self.whole_numbers((CLASSES, features))
         self.op("linear", weight=weight.astype(np.float32), bias=np.zeros(CLASSES, np.float32))
 
     def _size(self, value: str) -> tuple[int, int]:
@@ -134,9 +165,14 @@ class Builder:
         return same_pads(self._size(self.value), (kernel, kernel), (stride, stride))
 
 
-def bireal18(epilogue: str, size: int = SIZE) -> Graph:
+def bireal18(epilogue: str, size: int = SIZE, *, ends: int = 32) -> Graph:
     net = Builder(epilogue, size)
-    net.conv(CHANNELS[0], 7, 2)
+    whole = ends == 8
+    if whole:
+        net.round(1 / 32)
+    net.conv(CHANNELS[0], 7, 2, whole=whole)
+    if whole:
+        net.round(1 / 16)
     net.max_pool(3, 2, pad=True)
     for group, channels in enumerate(CHANNELS):
         for number in range(DEPTH):
@@ -146,7 +182,7 @@ def bireal18(epilogue: str, size: int = SIZE) -> Graph:
                 net.op("avg_pool", kernel=(2, 2), strides=(2, 2), pads=(0, 0, 0, 0))
                 residual = net.conv(channels, 1)
             net.binary(channels, stride, x=x, residual=residual)
-    net.head()
+    net.head(whole=whole)
     return net.graph()
 
 
@@ -169,7 +205,11 @@ def quicknet(epilogue: str, size: int = SIZE) -> Graph:
     return net.graph()
 
 
-NETWORKS: dict[str, Callable[..., Graph]] = {"bireal18": bireal18, "quicknet": quicknet}
+NETWORKS: dict[str, Callable[..., Graph]] = {
+    "bireal18": bireal18,
+    "bireal18-e8": partial(bireal18, ends=8),
+    "quicknet": quicknet,
+}
 
 
 def macs(graph: Graph) -> tuple[int, int]:
@@ -186,7 +226,8 @@ def macs(graph: Graph) -> tuple[int, int]:
 def breakdown(graph: Graph, isa: str, threads: int, runs: int = PROFILED_RUNS) -> dict[str, Any]:
     """Where our time goes: ms per operator (median over the runs, summed over its nodes), by onnxruntime's profiler.
 
-    "binary_ms" is None without the operator library, where a unit is inlined into float operators.
+    "binary_ms" is None without the operator library, where a unit is inlined into float operators. An 8-bit stem is
+    neither in it nor in "float_ms".
     """
     import onnxruntime
 
@@ -211,10 +252,10 @@ def breakdown(graph: Graph, isa: str, threads: int, runs: int = PROFILED_RUNS) -
     by_operator: Counter[str] = Counter()
     for (operator, _), taken in nodes.items():
         by_operator[operator] += float(np.median(taken))
-    binary = sum(by_operator[name] for name in native_library.OPERATORS) or None
+    binary = sum(by_operator[name] for name in native_library.OPERATORS - {BYTE_CONV}) or None
     return {
         "binary_ms": binary,
-        "float_ms": None if binary is None else sum(by_operator.values()) - binary,
+        "float_ms": None if binary is None else sum(by_operator.values()) - binary - by_operator[BYTE_CONV],
         "by_operator": dict(by_operator.most_common()),
     }
 

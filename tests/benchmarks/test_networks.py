@@ -1,4 +1,4 @@
-"""What benchmarks/networks.py times: the two networks, their twins and where our time goes. No time is judged."""
+"""What benchmarks/networks.py times: the networks, their twins and where our time goes. No time is judged."""
 
 import comparison
 import networks
@@ -7,7 +7,9 @@ import pytest
 import rivals
 from networks import NETWORKS
 
+from bnas.export.eight_bit import eight_bit_units
 from bnas.export.graph import Graph
+from bnas.export.onnx_writer import to_onnx
 from bnas.export.twins import float_graph
 from bnas.runtime_bench import native_library
 
@@ -79,3 +81,11 @@ def test_the_breakdown_tells_binary_units_from_the_rest() -> None:
         assert found["binary_ms"] == found["by_operator"]["BinaryConv2d"] and found["float_ms"] > 0
         total = found["binary_ms"] + found["float_ms"]
         assert total == pytest.approx(sum(found["by_operator"].values())) and np.isfinite(total)
+
+
+def test_8_bit_ends_are_one_operator_and_one_integer_product() -> None:
+    graph = networks.bireal18("prelu", SMALL, ends=8)
+    operators = [node.op_type for node in to_onnx(graph, {}).graph.node]
+    assert operators[0] == "ByteConv2d" and operators.count("Conv") == 3
+    assert [unit.op.kind for unit in eight_bit_units(graph).values()] == ["conv", "linear"]
+    assert networks.macs(graph) == networks.macs(networks.bireal18("prelu", SMALL))

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnas.export.capture import capture
-from bnas.export.eight_bit import eight_bit_units, integer_weights
+from bnas.export.eight_bit import eight_bit_units, image_units, integer_weights
 from bnas.export.gate import ExposedOnnx, GateError, check, expose_onnx
 from bnas.export.graph import FloatOp, Graph
 from bnas.export.lowering import Lowered, lower
 from bnas.export.onnx_writer import to_onnx, write_onnx
 from bnas.export.pipeline import export_network
 from bnas.export.twins import optimised_nodes
-from bnas.export.units import graph_workloads
+from bnas.export.units import graph_workloads, unit_model
 from bnas.profiles.errors import InputError
 from bnas.profiles.workload import Workload
 
@@ -421,3 +421,89 @@ def test_the_oldest_supported_onnxruntime_gives_the_same(lowered: Lowered, old_p
     assert done.returncode == 0, done.stderr
     version, difference = done.stdout.split()
     assert version.startswith("1.17") and float(difference) <= 2e-3  # a step of the last rounding, in a mean of 16
+
+
+STEMS = ("none", "relu", "prelu", "rprelu")
+
+
+@pytest.mark.parametrize("activation", STEMS)
+@pytest.mark.parametrize("behind", ["signs", "an 8-bit unit"])
+def test_what_reads_the_image_is_one_operator_on_the_kernels(activation: str, behind: str, tmp_path: Path) -> None:
+    """From the image to what the next unit reads; but for the rounding, if that unit has 8 bits and looks for it."""
+    torch.manual_seed(0)
+    follows: nn.Module = Signs() if behind == "signs" else Unit(16, 16, 1)
+    network = Network([Unit(3, 16, 7, activation, stride=2), follows], 16).eval()
+    report = export_network(network, IMAGES, tmp_path / "net.onnx", "onnx", {}, twins=False)
+    nodes = onnx.load(tmp_path / "net.onnx").graph.node
+    stem = nodes[0]
+    assert (stem.op_type, stem.input[0]) == ("ByteConv2d", "image")
+    binary = int(behind == "signs")
+    assert [node.op_type for node in nodes].count("QuantizeLinear") == 2 * (1 - binary)
+    assert [node.op_type for node in nodes].count("BinaryConv2d") == binary
+    assert report["eight_bit"] == {"convolutions": 2 - binary, "linear_layers": 0, "kept_in_float": 0}
+    if report["kernels"] is not None:
+        # Sums are exact on the kernels, and what follows is rounded as PyTorch rounds it: hardly a step differs.
+        graph = lower(capture(network, torch.from_numpy(IMAGES[:2]))).graph
+        assert report["kernels"]["step_flips"] <= 2e-3 * rounded_values(graph)
+        assert report["kernels"]["engine"].startswith("native-")
+
+
+def test_the_gate_names_a_wrong_operator_of_the_image(lowered: Lowered, tmp_path: Path) -> None:
+    captured = capture(every_unit(), torch.from_numpy(IMAGES[:2]))
+    stem = next(iter(image_units(lowered.graph).values())).output
+    for part, index, factor in (("w", 5, 0.5), ("bias", 2, 1.5), ("scale", 1, 1.1), ("x_zero_point", 0, 0.5)):
+        model = to_onnx(lowered.graph, {})
+        tensor = next(t for t in model.graph.initializer if t.name == f"{stem}.{part}")
+        values = onnx.numpy_helper.to_array(tensor).copy()
+        values.flat[index] = (values.flat[index] * factor).astype(values.dtype)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+        onnx.save(model, tmp_path / "wrong.onnx")
+        with pytest.raises(GateError, match=r"values of 8 bits differ"):
+            check(captured, lowered, expose_onnx(tmp_path / "wrong.onnx", lowered.graph), IMAGES)
+
+
+def test_a_rounding_that_others_read_stays_in_the_file() -> None:
+    """Of the image, by a pool; and the operator rounds the values of a level once more, which changes nothing."""
+
+    def op(kind: str, name: str, *inputs: str, **attributes: object) -> FloatOp:
+        return FloatOp(kind, name, inputs, name, attributes)
+
+    rng = np.random.default_rng(0)
+    weight = rng.integers(-127, 128, (4, 3, 3, 3)).astype(np.float32)
+    weight[:, 0, 0, 0] = 127
+    window = {"strides": (1, 1), "pads": (1, 1, 1, 1)}
+    conv = {"weight": weight, "bias": np.zeros(4, np.float32), "dilations": (1, 1), "groups": 1, **window}
+    nodes = (
+        op("quantize", "rounded", "x", scale=0.25, zero_point=100),
+        op("max_pool", "pooled", "rounded", kernel=(3, 3), **window),
+        op("conv", "of_levels", "rounded", **conv),
+        op("conv", "of_pooled", "pooled", **conv),
+        op("add", "y", "of_levels", "of_pooled"),
+    )
+    graph = Graph("x", (3, 9, 9), "y", nodes)
+    model = to_onnx(graph, {})
+    assert [n.op_type for n in model.graph.node if n.op_type != "Add"] == [
+        "QuantizeLinear", "DequantizeLinear", "MaxPool", "ByteConv2d", "ByteConv2d",
+    ]  # fmt: skip
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = rng.standard_normal((2, 3, 9, 9)).astype(np.float32) * 20
+    levels = torch.from_numpy((np.clip(np.rint(x / 0.25), -100, 155) * 0.25).astype(np.float64))
+    wanted = sum(
+        F.conv2d(v, torch.from_numpy(weight).double(), padding=1) for v in (levels, F.max_pool2d(levels, 3, 1, 1))
+    )
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], np.asarray(wanted, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("workload", "is_one"),
+    [
+        (Workload("conv", 8, 3, 16, 8, 8, 7, 2, epilogue=("relu",)), True),
+        (Workload("conv", 8, 1, 16, 8, 8, 3), True),
+        (Workload("conv", 8, 4, 4, 8, 8, 3, groups=4), True),
+        (Workload("conv", 8, 5, 16, 8, 8, 3), False),
+        (Workload("conv", 8, 4, 16, 12, 12, 12), False),  # 576 weights: sums may not fit into a float32
+    ],
+)
+def test_a_unit_by_itself_is_what_it_is_in_a_network(workload: Workload, is_one: bool) -> None:
+    nodes = [node.op_type for node in unit_model(workload).graph.node]
+    assert ("ByteConv2d" in nodes, "Conv" in nodes) == (is_one, not is_one)
