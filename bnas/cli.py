@@ -21,6 +21,7 @@ from .commands.isometry import isometry
 from .commands.pick import pick
 from .commands.profiles import profiles
 from .commands.report import report
+from .commands.run import run as run_command
 from .commands.search import search
 from .commands.show import show
 from .commands.spaces import spaces
@@ -40,6 +41,7 @@ app.command()(pick)
 app.command()(train)
 app.command()(export)
 app.command()(bench)
+app.command("run")(run_command)
 app.add_typer(profiles, name="profiles")
 app.add_typer(devices, name="devices")
 app.command()(report)

@@ -25,7 +25,7 @@ from bnas.search.strategies import p_darts
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 COMMANDS = (
-    ("search",), ("train",), ("export",), ("bench",), ("report",), ("demo",), ("show",), ("spaces",), ("strategies",),
+    ("search",), ("train",), ("export",), ("bench",), ("run",), ("report",), ("demo",), ("show",), ("spaces",), ("strategies",),
     ("isometry",), ("pick",),
     ("profiles", "list"), ("profiles", "show"), ("profiles", "build"),
 )  # fmt: skip
