@@ -366,6 +366,8 @@ class ByteConv2d : public Kernel {
         y_scale_(api, info, 8, "y_scale", kFloat),
         y_zero_(api, info, 9, "y_zero_point", kUint8) {
     x_scale_.check(1), x_zero_.check(1), y_scale_.check(1), y_zero_.check(1);
+    if (const float* scale = x_scale_.constant()) require_levels({*scale, 0}, "x_scale", false);
+    if (const float* scale = y_scale_.constant()) require_levels({*scale, 0}, "y_scale", true);
     if (!constant_of(api, info, kWeights)) return;
     for (const Parameter<float>* p : {&scale_, &bias_, &slope_, &shift_out_}) p->check(shape_.out_channels);
   }
@@ -391,9 +393,13 @@ class ByteConv2d : public Kernel {
   Levels levels(KernelContext* context, const Parameter<float>& scale, const Parameter<uint8_t>& zero, const char* name,
                 bool may_be_none) const {
     const Levels found{*scale.get(api(), context, 1).values, *zero.get(api(), context, 1).values};
-    const std::string error = check(found, may_be_none);
-    if (!error.empty()) refuse(std::string(name) + " " + error);
+    require_levels(found, name, may_be_none);
     return found;
+  }
+
+  static void require_levels(const Levels& levels, const char* name, bool may_be_none) {
+    const std::string error = check(levels, may_be_none);
+    if (!error.empty()) refuse(std::string(name) + " " + error);
   }
 
   ConvShape shape_;

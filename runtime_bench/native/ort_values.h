@@ -213,6 +213,9 @@ class Parameter {
     return checked(input_of(api, context, index_, name_, type_), channels);
   }
 
+  // The values if they are known before the first run, else null.
+  const T* constant() const { return constant_ ? values_.data() : nullptr; }
+
   // As `get`, for what is known before the first run.
   void check(int64_t channels) const {
     if (constant_) checked(tensor_, channels);
