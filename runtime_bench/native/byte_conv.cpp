@@ -12,9 +12,9 @@
 namespace bnas {
 namespace {
 
-constexpr int64_t kMaxWeights = 512;         // of an output channel
-constexpr int64_t kSlabBytes = 160 << 10;    // of cells, which stay in the second cache
-constexpr int64_t kPositions = 960;          // computed for all channels in turn, while the first cache holds their cells
+constexpr int64_t kMaxWeights = 512;       // of an output channel
+constexpr int64_t kSlabBytes = 160 << 10;  // of cells, which stay in the second cache
+constexpr int64_t kPositions = 960;        // computed for all channels in turn, while the first cache holds their cells
 
 // What lies beside each other in a row of levels is read in cells: a kernel row at once, or, dilated, each of its taps.
 // Kernel rows that are so many rows apart as the stride share their cells: they are a set. Dilated ones do not.
@@ -82,8 +82,8 @@ class Packing {
       for (int64_t set = 0; set < layout_.sets; ++set) {
         for (int64_t row = 0; row < slabs_.set_rows; ++row) {
           const int64_t out_row = slab * slabs_.rows + row;
-          uint32_t* target = cells() + group * slabs_.group_cells +
-                             set * layout_.row_cells() * slabs_.set_cells + row * s_.out_width();
+          uint32_t* target = cells() + group * slabs_.group_cells + set * layout_.row_cells() * slabs_.set_cells +
+                             row * s_.out_width();
           pack_row(image + group * s_.group_channels() * s_.height * s_.width,
                    out_row * s_.stride_h - s_.pad_top + set * s_.dilation_h, target);
         }
@@ -200,8 +200,7 @@ void ByteConv::run(const ConvShape& s, const float* x, const Levels& rounding, c
   std::vector<ByteFinish> finish;
   for (int64_t o = 0; o < s.out_channels; ++o) {
     const int32_t start = isa.values == 4 ? -rounding.zero * sums_[o] : 0;
-    finish.push_back(
-        {start, at(affine.scale, o), at(affine.bias, o), at(affine.slope, o), at(affine.shift_out, o)});
+    finish.push_back({start, at(affine.scale, o), at(affine.bias, o), at(affine.slope, o), at(affine.shift_out, o)});
   }
   const Levels& out = affine.y;
   ByteEnd end{};

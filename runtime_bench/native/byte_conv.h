@@ -38,7 +38,7 @@ struct ByteAffine {
 // Weights of one convolution, arranged for one path; immutable, so any number of threads may run it at once.
 class ByteConv {
  public:
-  // weights: int8 [out_channels, group_channels, kernel_h, kernel_w]. `shape`'s batch, height and width may be anything.
+  // weights: int8 [out_channels, group_channels, kernel_h, kernel_w]. Batch, height and width may be anything.
   ByteConv(const ConvShape& shape, const int8_t* weights, const Path& path);
 
   // check_bytes(shape) and the checks of both levels must be empty, and all of shape but batch, height and width as in

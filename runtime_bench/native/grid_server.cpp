@@ -16,8 +16,8 @@
 //   conv_from_bits channels strides(2) pads(4) dilations(2) groups   x w_packed scale bias residual slope act_shift_in
 //                                                                    act_shift_out, all but two optional
 //   conv_bits      channels strides(2) pads(4) dilations(2) groups   x w_packed threshold
-//   byte_conv      strides(2) pads(4) dilations(2) groups x_zero     x w scale bias slope act_shift_out x_scale y_scale,
-//                  y_zero                                            four optional
+//   byte_conv      strides(2) pads(4) dilations(2) groups x_zero     x w scale bias slope act_shift_out x_scale
+//                  y_zero                                            y_scale, four optional
 //   pack_signs     -                                                 x shift, the latter optional
 //   max_pool_bits  kernel(2) strides(2) pads(4)                      x
 // Answers: texts ["ok"], arrays [y]; of `paths`, texts ["ok", names...]; or texts ["error", what is wrong].
@@ -239,8 +239,7 @@ ConvShape window_shape(const Array& x, int64_t channels, int64_t out_channels, i
 
 ConvShape conv_shape(const Array& x, int64_t channels, const Array& w_packed, const int64_t* integers) {
   if (x.sizes.size() != 4 || w_packed.sizes.size() != 4) refuse("x and w_packed must have 4 axes");
-  const ConvShape s =
-      window_shape(x, channels, w_packed.sizes[0], w_packed.sizes[1], w_packed.sizes[2], integers);
+  const ConvShape s = window_shape(x, channels, w_packed.sizes[0], w_packed.sizes[1], w_packed.sizes[2], integers);
   expect_valid(s);
   expect_sizes(w_packed, "w_packed", {s.out_channels, s.kernel_h, s.kernel_w, ceil_div(s.group_channels(), 8)});
   return s;

@@ -1,5 +1,5 @@
-// AVX-512 with VNNI: four products of 8 bits are added to a lane at once, without saturating. With VBMI: any bytes of two
-// registers are brought into one.
+// AVX-512 with VNNI: four products of 8 bits are added to a lane at once, without saturating. With VBMI: any bytes of
+// two registers are brought into one.
 #include <immintrin.h>
 
 #include "isa_bytes.h"

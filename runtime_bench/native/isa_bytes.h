@@ -1,6 +1,6 @@
 // What one instruction set provides for convolutions of 8 bits; see byte_conv.h. As for binary ones, pixels lie in the
-// lanes: a cell of 32 bits holds what an output pixel reads at 4 (or 2) places of its window that lie beside each other,
-// and the cells of neighbouring output pixels lie beside each other.
+// lanes: a cell of 32 bits holds what an output pixel reads at 4 (or 2) places of its window that lie beside each
+// other, and the cells of neighbouring output pixels lie beside each other.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,7 @@
 
 namespace bnas {
 
-inline constexpr int kMaxByteBlock = 16;
-inline constexpr int64_t kCellOverread = 64;  // cells that may be read past the last position
+inline constexpr int64_t kCellOverread = 64;    // cells that may be read past the last position
 inline constexpr int64_t kLevelOverread = 128;  // levels that may be read past the last one
 
 // One block of output channels over one image.
@@ -35,7 +34,7 @@ struct ByteEnd {
 
 struct ByteIsa {
   int values;  // in a cell: 4 of 8 bits, level and signed weight; or 2 of 16 bits, level minus zero and signed weight
-  int block;   // output channels computed together, at most kMaxByteBlock
+  int block;   // output channels computed together
 
   // levels[p * channels + c] = the level of x[c * plane + p], for p < pixels.
   void (*quantize)(const float* x, int64_t plane, int64_t channels, int64_t pixels, float scale, int32_t zero,
@@ -49,7 +48,7 @@ struct ByteIsa {
                int64_t plane);
 };
 
-// What follows is compiled for each instruction set apart, so nothing of it may be shared between them: static.
+// What follows is compiled for each instruction set apart, and must not be shared between them: static.
 
 // Half to even, for |v| up to 2^22; never -0.
 static inline float round_even(float v) {
@@ -63,8 +62,8 @@ static inline float clamp_value(float v, float low, float high) {
   return v < high ? v : high;
 }
 
-static inline void quantize_levels(const float* x, int64_t plane, int64_t channels, int64_t pixels, float scale, int32_t zero,
-                            uint8_t* levels) {
+static inline void quantize_levels(const float* x, int64_t plane, int64_t channels, int64_t pixels, float scale,
+                                   int32_t zero, uint8_t* levels) {
   const float low = static_cast<float>(-zero), high = static_cast<float>(255 - zero);
   for (int64_t c = 0; c < channels; ++c) {
     const float* source = x + c * plane;

@@ -637,9 +637,8 @@ CustomOpDomain* domain_for(const Api& api) {
                     kFloat, make<BinaryConv2dFromBits>, [](const Api& a, ShapeContext* c) { infer_conv(a, c, false); }),
       make_operator(api, "BinaryConv2dBits", {kUint32, kUint8, kInt32}, kUint32, make<BinaryConv2dBits>,
                     [](const Api& a, ShapeContext* c) { infer_conv(a, c, true); }),
-      make_operator(api, "ByteConv2d",
-                    {kFloat, kInt8, kFloat, kUint8, kFloat, kFloat, kFloat, kFloat, kFloat, kUint8}, kFloat,
-                    make<ByteConv2d>, [](const Api& a, ShapeContext* c) { infer_conv(a, c, false); }),
+      make_operator(api, "ByteConv2d", {kFloat, kInt8, kFloat, kUint8, kFloat, kFloat, kFloat, kFloat, kFloat, kUint8},
+                    kFloat, make<ByteConv2d>, [](const Api& a, ShapeContext* c) { infer_conv(a, c, false); }),
       make_operator(api, "PackSigns", {kFloat, kFloat}, kUint32, make<PackSigns>, infer_pack),
       make_operator(api, "BinaryMaxPool2d", {kUint32}, kUint32, make<BinaryMaxPool2d>, infer_pool),
   };

@@ -227,7 +227,8 @@ nb::ndarray<nb::numpy, float> byte_conv(const std::string& isa, const Array& x, 
   expect_rank4(x, "x");
   expect_rank4(w, "w");
   const std::vector<int64_t> image = shape_of(x), weights = shape_of(w);
-  const ConvShape s = window_shape(image, image[1], weights[0], weights[2], weights[3], {strides, dilations, pads, groups});
+  const ConvShape s =
+      window_shape(image, image[1], weights[0], weights[2], weights[3], {strides, dilations, pads, groups});
   const std::string error = check_bytes(s);
   if (!error.empty()) refuse(error);
   expect_shape(w, "w", {s.out_channels, s.group_channels(), s.kernel_h, s.kernel_w});
@@ -239,11 +240,10 @@ nb::ndarray<nb::numpy, float> byte_conv(const std::string& isa, const Array& x, 
     return found;
   };
   const Levels in = levels(x_scale, x_zero, "x", false);
-  const ByteAffine affine{per_channel(scale, "scale", s.out_channels, &kOne),
-                          per_channel(bias, "bias", s.out_channels, &kZero),
-                          per_channel(slope, "slope", s.out_channels, &kOne),
-                          per_channel(act_shift_out, "act_shift_out", s.out_channels, &kZero),
-                          levels(y_scale, y_zero, "y", true)};
+  const ByteAffine affine{
+      per_channel(scale, "scale", s.out_channels, &kOne), per_channel(bias, "bias", s.out_channels, &kZero),
+      per_channel(slope, "slope", s.out_channels, &kOne),
+      per_channel(act_shift_out, "act_shift_out", s.out_channels, &kZero), levels(y_scale, y_zero, "y", true)};
   const float* pixels = values<float>(x, "x", "float32");
   const int8_t* integers = values<int8_t>(w, "w", "int8");
   const Path& way = path(isa);

@@ -107,7 +107,8 @@ void pack_signs(int64_t batch, int64_t channels, int64_t pixels, const float* x,
 
 namespace {
 
-// The whole number of steps that is nearest to v, of those that levels with this zero have; the lowest for NaN. Never -0.
+// The whole number of steps that is nearest to v, of those that levels with this zero have; the lowest for NaN. Never
+// -0.
 float steps_of(float v, int32_t zero) {
   const float steps = std::nearbyint(v) + 0.0f, low = static_cast<float>(-zero), high = static_cast<float>(255 - zero);
   return !(steps > low) ? low : steps < high ? steps : high;
