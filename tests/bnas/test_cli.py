@@ -25,9 +25,9 @@ from bnas.search.strategies import p_darts
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 COMMANDS = (
-    ("search",), ("train",), ("export",), ("bench",), ("run",), ("report",), ("demo",), ("show",), ("spaces",), ("strategies",),
-    ("isometry",), ("pick",),
-    ("profiles", "list"), ("profiles", "show"), ("profiles", "build"),
+    ("search",), ("train",), ("export",), ("bench",), ("run",), ("report",), ("demo",), ("show",), ("spaces",),
+    ("strategies",), ("isometry",), ("pick",), ("devices", "list"), ("devices", "check"),
+    ("profiles", "list"), ("profiles", "show"), ("profiles", "build"), ("profiles", "calibrate"),
 )  # fmt: skip
 HEAVY = {"torch", "tensorflow", "onnx", "onnxruntime", "optuna", "numpy", "sklearn", "pyarrow", "plotly", "pydantic"}
 
