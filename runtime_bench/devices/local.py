@@ -83,9 +83,12 @@ class LocalTarget:
         return LocalSession(open_engine(source, threads, kernels=kernels))
 
     def memory(self, source: Path | bytes, threads: int) -> dict[str, int] | None:
-        with _as_file(source) as path:
+        with _as_file(source) as path, tempfile.TemporaryDirectory(prefix="bnas-") as folder:
             command = [sys.executable, "-m", f"{__package__}.memory", str(path.absolute()), str(threads)]
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+            # `-m` imports from the current folder first: not from the user's, where files may be called as modules are.
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", cwd=folder
+            )
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             raise DeviceError(

@@ -77,6 +77,19 @@ def test_file_names_mean_nothing_to_a_shell(url: str, network: bytes, tmp_path: 
     assert list(device_folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("relative", [False, True])
+def test_files_that_are_called_as_modules_are_not_imported(
+    relative: bool, network: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("onnx", "numpy", "onnxruntime", "json"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the user was imported')")
+    (tmp_path / "model.onnx").write_bytes(network)
+    monkeypatch.chdir(tmp_path)
+    with open_device("local") as target:
+        taken = target.memory(Path("model.onnx") if relative else network, 1)
+    assert taken and 0 < taken["base_bytes"] <= taken["peak_bytes"]
+
+
 @pytest.mark.parametrize("url", ["adb"], indirect=True)
 def test_no_user_string_is_in_a_command(url: str, network: bytes, tmp_path: Path, adb_log: Path) -> None:
     path = tmp_path / "the-users;name$(id).onnx"
