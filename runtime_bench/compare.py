@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +20,7 @@ from .health import throttling
 from .intervals import Interval
 from .measure import TIMED, UNTIMED, Measurement, run_interleaved
 
-BLOCKS = 10  # per thread count
+BLOCKS_A_SECOND, FEWEST_BLOCKS, MOST_BLOCKS = 2.5, 10, 60  # per thread count
 SHORT_ROUND = (1, 2)  # untimed and timed runs of files that are too slow for more in a block
 NOISY = 0.025  # a median known no better than this is called noisy
 DRIFTING = 0.05
@@ -45,9 +44,9 @@ def bench_files(
 ) -> dict[str, Any]:
     """Time every file (label -> path) on `target` at each thread count (default: one, and all usable cores).
 
-    A thread count gets `seconds` in `blocks` blocks (default: 10; 1 on an emulator, whose times mean nothing). A block
-    loads all files anew, in a random order, and times them in turns. Blocks done are kept in `partial`: a later call
-    for the same files, device and engine goes on with the rest. The caller removes it.
+    A thread count gets `seconds` in `blocks` blocks (default: 2.5 a second, 10 to 60; 1 on an emulator, whose times
+    mean nothing). A block loads all files anew, in a random order, and times them in turns. Blocks done are kept in
+    `partial`: a later call for the same files, device and engine goes on with the rest. The caller removes it.
     `each`: every file against the first; otherwise those entitled to a speed-up against their fastest rival.
 
     JSON-ready: "device", "environment" (with the device's states before, during and after, and "throttled": what
@@ -62,17 +61,19 @@ def bench_files(
     if not seconds > 0:
         raise InputError(f"seconds must be positive, got {seconds}")
     counts = list(dict.fromkeys(threads or (1, target.usable_cores())))
-    blocks = blocks or (1 if target.emulated else BLOCKS)
-    environment, before = target.describe(), target.state()
-    key = _key(target, files, seconds, blocks)
-    done = _read_partial(partial, key)
+    if blocks is None:
+        blocks = 1 if target.emulated else min(max(round(BLOCKS_A_SECOND * seconds), FEWEST_BLOCKS), MOST_BLOCKS)
+    environment = target.describe()
+    key = _key(target, environment, files, seconds, blocks)
+    before, done = _read_partial(partial, key) or (target.state(), [])
     plan = [(number, count) for number in range(blocks) for count in counts]
     for step, (number, count) in enumerate(plan, start=1):
         if not any((block["number"], block["threads"]) == (number, count) for block in done):
             rng = np.random.default_rng([seed, number, count])
             done.append({"number": number, **measure_block(target, files, count, seconds / blocks, rng)})
             if partial:
-                atomic.write_text(partial, json.dumps({"format": FORMAT, "key": key, "blocks": done}))
+                kept = {"format": FORMAT, "key": key, "before": before, "blocks": done}
+                atomic.write_text(partial, json.dumps(kept))
         if progress:
             progress("bench", step, len(plan))
     after = target.state()
@@ -149,7 +150,7 @@ def conclude(
     comparisons = []
     for count in dict.fromkeys(result["threads"] for result in results):
         rows = {r["label"]: r for r in results if r["threads"] == count and r["engine"] not in FALLBACKS}
-        for label, against in _against_first(rows) if each else _against_fastest(rows):
+        for label, against in _against(results[0]["label"], rows) if each else _against_fastest(rows):
             found = intervals.ratio(rows[against]["samples_ns"], rows[label]["samples_ns"])
             comparisons.append(
                 {
@@ -163,8 +164,12 @@ def conclude(
                 }
             )
     claimed = [c for c in comparisons if c["difference"] and c["ratio"] > 1 and _entitled(results, c["label"])]
-    if not claimed:
-        reason = _no_claim(results, comparisons)
+    if each:
+        claimed = []  # the first file may not be the fastest rival
+    if each and not comparisons:
+        reason = f"nothing can be compared with {results[0]['label']} by {results[0]['engine']}"
+    elif not claimed:
+        reason = "files were compared with the first one" if each else _no_claim(results, comparisons)
     return {"comparisons": comparisons, "speedups": claimed, "no_speedup_reason": reason}
 
 
@@ -176,9 +181,8 @@ def _against_fastest(rows: Mapping[str, dict[str, Any]]) -> Iterable[tuple[str, 
     return [(label, fastest) for label in rows if label not in rivals]
 
 
-def _against_first(rows: Mapping[str, dict[str, Any]]) -> Iterable[tuple[str, str]]:
-    first, *others = rows or [""]
-    return [(label, first) for label in others]
+def _against(first: str, rows: Mapping[str, dict[str, Any]]) -> Iterable[tuple[str, str]]:
+    return [(label, first) for label in rows if label != first and first in rows]
 
 
 def _entitled(results: Sequence[dict[str, Any]], label: str) -> bool:
@@ -225,7 +229,7 @@ def _result(label: str, path: Path, threads: int, blocks: Sequence[Block], memor
 def _warnings(results: Sequence[dict[str, Any]], throttled: Sequence[str], emulated: bool) -> list[str]:
     """What a reader must know before believing the numbers."""
     found = [f"throttled: {reason}" for reason in throttled]
-    errors = {(r["label"], r["threads"]): _relative_error(r) for r in results}
+    errors = {(r["label"], r["threads"]): intervals.median(r["samples_ns"]).relative_error for r in results}
     if emulated:
         return found
     worst = max(errors, key=lambda name: errors[name])
@@ -243,30 +247,24 @@ def _warnings(results: Sequence[dict[str, Any]], throttled: Sequence[str], emula
     return found
 
 
-def _relative_error(result: dict[str, Any]) -> float:
-    """Half the interval of the median, relative to it."""
-    if result["p50_high_ms"] is None:
-        return float("inf")
-    return float((result["p50_high_ms"] - result["p50_low_ms"]) / 2 / result["p50_ms"])
-
-
 def _drift(results: Sequence[dict[str, Any]]) -> Interval:
-    """Time of the second half of the blocks against the first, over all files."""
-    halves = defaultdict(list)
-    for result in results:
-        blocks = result["samples_ns"]
-        level = np.median([np.median(block) for block in blocks])
-        for number, block in enumerate(blocks[: len(blocks) // 2 * 2]):
-            halves[number >= len(blocks) // 2].append(np.asarray(block) / level)
-    return intervals.ratio(halves[True], halves[False]) if halves else Interval(1.0, 0.0, float("inf"))
+    """Time of the second half of the blocks against the first, over all files; a block counts once."""
+    medians = np.array([[np.median(block) for block in result["samples_ns"]] for result in results])  # [files, blocks]
+    levels = np.exp(np.log(medians / np.median(medians, axis=1, keepdims=True)).mean(axis=0))
+    half = len(levels) // 2
+    if half == 0:
+        return Interval(1.0, 0.0, float("inf"))
+    later, earlier = ([[level] for level in part] for part in (levels[-half:], levels[:half]))
+    return intervals.ratio(later, earlier)
 
 
-def _key(target: Target, files: Mapping[str, Path], seconds: float, blocks: int) -> dict[str, Any]:
+def _key(
+    target: Target, environment: Mapping[str, Any], files: Mapping[str, Path], seconds: float, blocks: int
+) -> dict[str, Any]:
     """What must be the same for blocks of an interrupted bench to be worth keeping."""
     return {
         "files": {label: _sha256(Path(path)) for label, path in files.items()},
-        "device": target.fingerprint(),
-        "cpus": target.describe().get("cpus"),
+        "device": [target.url, target.fingerprint(), environment.get("cpus")],
         "engine": target.engine().text,
         "seconds": seconds,
         "blocks": blocks,
@@ -279,15 +277,16 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
-def _read_partial(path: Path | None, key: dict[str, Any]) -> list[Block]:
-    """The blocks so far; none if the file is absent, unreadable or of another bench."""
+def _read_partial(path: Path | None, key: dict[str, Any]) -> tuple[dict[str, Any], list[Block]] | None:
+    """The device's state before the first block, and the blocks so far; None if the file is absent, unreadable or of
+    another bench."""
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path else {}
-        same = found.get("format") == FORMAT and found.get("key") == key
-        blocks = found["blocks"] if same else []
-        for block in blocks:
+        if found.get("format") != FORMAT or found.get("key") != key:
+            return None
+        for block in found["blocks"]:
             if not all(record["samples_ns"] for record in block["files"].values()):
-                return []
-        return list(blocks)
+                return None
+        return dict(found["before"]), list(found["blocks"])
     except (OSError, ValueError, AttributeError, LookupError, TypeError):
-        return []
+        return None

@@ -34,7 +34,7 @@ class Interval:
 
     @property
     def relative_error(self) -> float:
-        """Half the width, relative to the value."""
+        """Half the width, relative to the value; infinite without bounds."""
         return (self.high - self.low) / 2 / self.value
 
 

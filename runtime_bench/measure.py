@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,12 +19,9 @@ MAX_ROUNDS = 1000  # bounds the raw samples kept: at most 5000 per engine
 
 @dataclass(frozen=True)
 class Measurement:
-    """Raw times of single calls, in order, with the engine, thread count and device that really ran."""
+    """Raw times of single calls, in order."""
 
     samples_ns: tuple[int, ...]
-    engine: str = ""
-    threads: int = 1
-    device: str = ""
 
     def __post_init__(self) -> None:
         if not self.samples_ns:
@@ -52,11 +49,6 @@ class Measurement:
     @property
     def count(self) -> int:
         return len(self.samples_ns)
-
-    def to_dict(self) -> dict[str, object]:
-        """JSON-ready: the fields, the percentiles in ms and the count."""
-        summary = {"p10_ms": self.p10_ms, "p50_ms": self.p50_ms, "p90_ms": self.p90_ms, "count": self.count}
-        return {**summary, **asdict(self), "samples_ns": list(self.samples_ns)}
 
 
 def median_deviation(samples: Sequence[float]) -> float:
@@ -96,9 +88,6 @@ def measure(
     min_samples: int = 30,
     max_seconds: float = 2.0,
     rel_dev: float = 0.01,
-    engine: str = "",
-    threads: int = 1,
-    device: str = "",
 ) -> Measurement:
     """Time runs until the standard error of the median is below `rel_dev` of it, or `max_seconds` have passed.
 
@@ -110,7 +99,7 @@ def measure(
     while True:
         samples += timed(0, len(samples) // 4 or min_samples)
         if median_deviation(samples) < rel_dev or time.perf_counter_ns() >= deadline:
-            return Measurement(tuple(samples), engine, threads, device)
+            return Measurement(tuple(samples))
 
 
 def run_interleaved(

@@ -132,7 +132,7 @@ def _key(target: Target, threads: int) -> dict[str, Any]:
     return {
         "engine": target.engine().model_dump(),
         "threads": threads,
-        "fingerprint": target.fingerprint(),
+        "device": [target.url, target.fingerprint(), target.describe().get("cpus")],
         "bnas": metadata.version("bnas"),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,9 @@ from . import settings
 if TYPE_CHECKING:
     from bnas.profiles.schema import EngineInfo
     from bnas.runtime_bench.devices.target import Target
+    from bnas.search.data import ImageSet
 
+LOCAL = "local"
 TWINS = ("fp32", "int8")
 SUFFIXES = (".onnx", ".tflite")
 OTHER_SPEED = 0.05  # by which a processor may count faster or slower than when a profile was measured
@@ -88,6 +91,8 @@ def do_bench(
         files = _exported(run)
     if accuracy and run is None:
         raise InputError("--accuracy needs a run, whose test images and PyTorch network it compares with")
+    if out is not None and (out.suffix != ".json" or out.is_dir()):
+        raise InputError(f"--out {out} must be a file that ends with .json")
     if out is not None and not out.parent.is_dir():
         raise InputError(f"--out {out}: there is no folder {out.parent}; make it first")
     place = run.path("bench.json") if run and out is None else out
@@ -96,10 +101,15 @@ def do_bench(
     from bnas.runtime_bench.compare import bench_files
     from bnas.runtime_bench.devices import ConnectionLost, open_device
 
+    # What can be missing here is asked for before anything is measured.
+    images = settings.load_data(run.config["data"], report) if run is not None and accuracy else None
     try:
-        with open_device(
-            device, keep=keep, cpus=cpus, tflite_benchmark=benchmarks[0], lce_benchmark=benchmarks[1]
-        ) as target:
+        with (
+            runs.locked(run.folder) if run is not None else nullcontext(),
+            open_device(
+                device, keep=keep, cpus=cpus, tflite_benchmark=benchmarks[0], lce_benchmark=benchmarks[1]
+            ) as target,
+        ):
             counts = settings.thread_counts(threads, target.usable_cores())
             left_out = {} if compare or any(benchmarks) else _without_a_program(files, target)
             files = {label: path for label, path in files.items() if label not in left_out}
@@ -113,8 +123,8 @@ def do_bench(
                 }
             if run is not None:
                 document = {"run": str(run.folder), **document, "predicted": _predicted(run, document, target)}
-            if run is not None and accuracy:
-                document["accuracy"] = _accuracy(run, files, target, counts[-1], report)
+            if run is not None and images is not None:
+                document["accuracy"] = _accuracy(run, images, files, target, counts[-1], report)
     except ConnectionLost as error:
         kept = f"; what was measured is kept in {partial}, and the same command goes on with it" if partial else ""
         raise ConnectionLost(f"{error}{kept}") from None
@@ -187,6 +197,10 @@ def _predicted(run: runs.Run, document: dict, target: Target) -> dict:
     if profile.device.fingerprint != target.fingerprint():
         where = "this machine" if target.local else target.url
         return predicted | {"reason": f"predicted for {profile.device.name}, measured on {where}"}
+    if (profile.device.name == LOCAL) != target.local:  # a call from Python takes longer than one in the runner
+        return predicted | {"reason": f"predicted for {profile.device.name}, measured on {target.url}"}
+    if "onnx" not in {result["label"] for result in document["results"]}:
+        return predicted | {"reason": f"predicted for the ONNX file; do: bnas export {run.folder} --format onnx"}
     row = next((r for r in document["results"] if r["label"] == "onnx" and r["threads"] == profile.threads), None)
     if row is None or engine_of(row) != profile.engine:
         return predicted | {
@@ -211,7 +225,9 @@ def engine_of(row: dict) -> EngineInfo:
     return EngineInfo(name=row["engine"], runtime=row["runtime"], version=row["version"], operators=row["operators"])
 
 
-def _accuracy(run: runs.Run, files: dict[str, Path], target: Target, threads: int, report: Progress) -> dict:
+def _accuracy(
+    run: runs.Run, images: ImageSet, files: dict[str, Path], target: Target, threads: int, report: Progress
+) -> dict:
     """The test images through the exported files on the device, and through PyTorch here."""
     import numpy as np
     import torch
@@ -219,7 +235,6 @@ def _accuracy(run: runs.Run, files: dict[str, Path], target: Target, threads: in
     from bnas.search.training.from_scratch import load_network
 
     network, _ = load_network(run.path("model.safetensors"))
-    images = settings.load_data(run.config["data"], report)
     pixels, labels = images.test.images, np.asarray(images.test.labels)
     # A benchmark program, which runs .tflite files on other devices, gives no outputs.
     mine = [label for label, path in files.items() if "twin" not in label and (target.local or path.suffix == ".onnx")]
@@ -258,23 +273,25 @@ def _show(document: dict) -> None:
 
     from bnas.profiles.table import format_ms
 
-    here = document["environment"]
+    here, shown = document["environment"], settings.shown
     title = here["processor"] if document["device"]["local"] else f"{document['device']['url']}: {here['processor']}"
     if document["device"]["emulated"]:
         title += " (emulated: times say nothing about a device)"
-    times = Table("file", "engine", "threads", "p50", "known to", "p90", title=title)
+    times = Table("file", "engine", "threads", "p50", "known to", "p90", title=shown(title))
     loads = Table("file", "size", "memory", "to load", "first run")
     for row in document["results"]:
         high = row["p50_high_ms"]
         error = (high - row["p50_low_ms"]) / 2 / row["p50_ms"] if high else None
+        median = format_ms(row["p50_ms"])
         times.add_row(
-            row["label"], row["engine"], str(row["threads"]), format_ms(row["p50_ms"]),
+            shown(row["label"]), row["engine"], str(row["threads"]),
+            median if row["means_of"] is None else f"{median} (means of {row['means_of']})",
             f"±{error:.1%}" if error is not None else "unknown", format_ms(row["p90_ms"]),
         )  # fmt: skip
         if row["threads"] == document["results"][0]["threads"]:
             peak = row["peak_bytes"]
             loads.add_row(
-                row["label"], f"{row['bytes']:,} B",
+                shown(row["label"]), f"{row['bytes']:,} B",
                 f"{(peak - (row['base_bytes'] or 0)) / 1e6:.1f} MB" if peak is not None else "unknown",
                 format_ms(row["load_ms"]), format_ms(row["first_run_ms"]),
             )  # fmt: skip
@@ -294,7 +311,7 @@ def _show(document: dict) -> None:
                 text += f"; the processor counts {speed:.2f} times as fast as when the profile was measured"
         else:
             text += f"; not comparable: {predicted['reason']}"
-        output.print(text, markup=False)
+        output.print(shown(text))
     if accuracy := document.get("accuracy"):
         for row in accuracy["results"]:
             output.print(
@@ -302,7 +319,7 @@ def _show(document: dict) -> None:
                 f"images, PyTorch {accuracy['pytorch']:.2%}; the same class for {row['same_class_as_pytorch']}"
             )
     for line in document["comparisons"]:
-        output.print(comparison_text(line), markup=False)
+        output.print(shown(comparison_text(line)))
     if (reason := document["no_speedup_reason"]) and not document["comparisons"]:
         say(f"no speed-up is claimed: {reason}")
     for warning in document["warnings"]:
@@ -312,10 +329,14 @@ def _show(document: dict) -> None:
 def comparison_text(line: dict) -> str:
     """One comparison in words."""
     threads = settings.threads_text(line["threads"])
-    band = f"{line['low']:.2f} to {line['high']:.2f}" if line["high"] else "unknown interval"
+    band = f"{line['low']:.3g} to {line['high']:.3g}" if line["high"] else "unknown interval"
     if not line["difference"]:
         return f"no difference between {line['label']} and {line['against']} ({threads}; ratio {band})"
-    return f"{line['label']} is {line['ratio']:.2f} times as fast as {line['against']} ({threads}; {band})"
+    if abs(line["ratio"] - 1) < 0.1:
+        how = f"{abs(line['ratio'] - 1):.1%} {'faster' if line['ratio'] > 1 else 'slower'} than"
+    else:
+        how = f"{line['ratio']:.2f} times as fast as"
+    return f"{line['label']} is {how} {line['against']} ({threads}; ratio {band})"
 
 
 def _show_units(label: str, nodes: list[dict]) -> None:
@@ -323,8 +344,9 @@ def _show_units(label: str, nodes: list[dict]) -> None:
 
     from bnas.profiles.table import format_ms
 
+    shown = settings.shown
     total = sum(node["ms"] for node in nodes) or 1.0
-    table = Table("node", "operator", "time", "share", title=f"{label}, node by node")
+    table = Table("node", "operator", "time", "share", title=shown(f"{label}, node by node"))
     for node in nodes:
-        table.add_row(node["name"], node["op"], format_ms(node["ms"]), f"{node['ms'] / total:.0%}")
+        table.add_row(shown(node["name"]), shown(node["op"]), format_ms(node["ms"]), f"{node['ms'] / total:.0%}")
     output.print(table)

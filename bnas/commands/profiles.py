@@ -140,7 +140,7 @@ def _benched(folder: Path, profile: Profile) -> tuple[str, Sample]:
     from bnas.profiles.table import LatencyTable
     from bnas.search.spaces import space_of
 
-    from .bench import engine_of
+    from .bench import LOCAL, engine_of
     from .train import found_architecture
 
     run = runs.open_run(folder)
@@ -151,20 +151,23 @@ def _benched(folder: Path, profile: Profile) -> tuple[str, Sample]:
         environment, emulated = bench["environment"], bench["device"]["emulated"]
         throttled, fingerprint = environment["throttled"], environment["fingerprint"]
         rows = [r for r in bench["results"] if r["label"] == "onnx" and r["threads"] == profile.threads]
-    except (LookupError, TypeError):
+        found = [(engine_of(r), float(r["p50_ms"])) for r in rows]
+        local = bench["device"]["local"]
+    except (LookupError, TypeError, ValueError):
         raise InputError(f"was benched by another version; do again: bnas bench {folder}") from None
     if emulated or throttled:
         raise InputError("an emulator ran it" if emulated else f"the processor was throttled: {'; '.join(throttled)}")
-    if fingerprint != profile.device.fingerprint:
+    if fingerprint != profile.device.fingerprint or local != (profile.device.name == LOCAL):
         raise InputError(f"was benched on another device ({bench['device']['url']}, {environment['processor']})")
-    if not rows:
+    if not found:
         raise InputError(f"model.onnx was not benched with {settings.threads_text(profile.threads)}")
-    if engine_of(rows[0]) != profile.engine:
-        raise InputError(f"was benched with {engine_of(rows[0]).text}, the profile is about {profile.engine.text}")
+    engine, measured_ms = found[0]
+    if engine != profile.engine:
+        raise InputError(f"was benched with {engine.text}, the profile is about {profile.engine.text}")
     arch = found_architecture(run)
     workloads = space_of(arch.space).workloads(arch)
     table = LatencyTable(profile)
-    return arch.to_yaml(), Sample(table.sum_ms(workloads), len(workloads), rows[0]["p50_ms"])
+    return arch.to_yaml(), Sample(table.sum_ms(workloads), len(workloads), measured_ms)
 
 
 def do_build(

@@ -69,6 +69,13 @@ def threads_text(count: int) -> str:
     return f"{count} thread{'s' * (count > 1)}"
 
 
+def shown(text: str) -> str:
+    """A text of others, such as a file's name, in one line and without meaning for rich."""
+    from rich.markup import escape
+
+    return escape("".join(c if c.isprintable() else "?" for c in text))
+
+
 def outdated(profile: Profile) -> str:
     """Why a profile that was measured on this machine does not hold for what runs here now; empty if it does."""
     from bnas.runtime_bench import machine

@@ -17,7 +17,17 @@ from bnas.runtime_bench import devices
 from bnas.runtime_bench.devices import ConnectionLost
 from bnas.runtime_bench.devices.local import LocalTarget
 
-ODD = ("a b.onnx", "it's.onnx", 'say "hi".onnx', "x;touch pwned;.onnx", "$(touch pwned).onnx", "-v.onnx", "ü\n.onnx")
+ODD = (
+    "a b.onnx",
+    "it's.onnx",
+    'say "hi".onnx',
+    "x;touch pwned;.onnx",
+    "$(touch pwned).onnx",
+    "-v.onnx",
+    "ü\n.onnx",
+    "[bold].onnx",
+    "q[\\x].onnx",
+)
 
 
 @pytest.fixture
@@ -57,12 +67,23 @@ def test_files_may_be_called_anything(model: Path, capfd: pytest.CaptureFixture[
     document = bench(capfd, "--compare", "--", *ODD)
     assert [row["path"] for row in document["results"]] == list(ODD)
     assert not Path("pwned").exists()
+    Path("d[").mkdir()
+    shutil.copy(model, "d[/red].onnx")
+    assert (
+        cli.run(["bench", "--threads", "1", "--seconds", "0.01", "--units", "--compare", "d[/red].onnx", *ODD[-2:]])
+        == 0
+    )
+    printed = capfd.readouterr().out
+    assert "red].onnx, node by node" in printed and "[bold].onnx, node by node" in printed
 
 
 def test_what_cannot_be_compared_is_said(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "--compare needs at least two files, got 1" in bench(capfd, "--compare", model, code=2)["error"]
     assert "add --compare" in bench(capfd, model, model, code=2)["error"]
     assert "--accuracy needs a run" in bench(capfd, model, "--accuracy", code=2)["error"]
+    assert "must be a file that ends with .json" in bench(capfd, model, "--out", model, code=2)["error"]
+    Path("folder.json").mkdir()
+    assert "must be a file that ends with .json" in bench(capfd, model, "--out", "folder.json", code=2)["error"]
     assert "no folder nowhere" in bench(capfd, model, "--out", "nowhere/a.json", code=2)["error"]
 
 

@@ -44,7 +44,11 @@ def benched(profile: Path, seed: int, **change: Any) -> Path:
     row = {"label": "onnx", "threads": 1, "p50_ms": ms, "engine": ENGINE.name, **ENGINE.model_dump(exclude={"name"})}
     bench = {
         "run": str(run.folder),
-        "device": {"url": "ssh://pi@kitchen", "emulated": change.get("emulated", False)},
+        "device": {
+            "url": "ssh://pi@kitchen",
+            "emulated": change.get("emulated", False),
+            "local": change.get("local", False),
+        },
         "environment": {
             "processor": "ARM",
             "fingerprint": change.get("fingerprint", "0123456789ab"),
@@ -66,6 +70,8 @@ OTHERS = {
     "engine": ("function-float", "benched with function-float"),
     "threads": (4, "not benched with 1 thread"),
     "fingerprint": ("ffffffffffff", "another device"),
+    "local": (True, "another device"),
+    "p50_ms": (None, "benched by another version"),
     "emulated": (True, "an emulator ran it"),
     "throttled": (["under-voltage"], "throttled: under-voltage"),
 }

@@ -141,7 +141,20 @@ def test_a_lost_connection_keeps_its_blocks_and_the_same_call_goes_on(files: dic
     assert report["results"][0]["samples_ns"][:3] == [block["files"]["onnx"]["samples_ns"] for block in kept]
 
 
-@pytest.mark.parametrize("change", ["file", "engine", "seconds", "text", "samples"])
+def test_what_throttled_before_the_interruption_counts(files: dict[str, Path], tmp_path: Path) -> None:
+    """The firmware counts since boot; it counted while the fourth block was measured, and then the connection broke."""
+    device, partial = Simulated(), tmp_path / "partial.json"
+    later = {**STATE, "throttled": [{"throttled by the firmware since boot": 1}]}
+    device.state = lambda: later if len(device.opened) > 9 else STATE  # type: ignore[method-assign]
+    device.fail_at = 12
+    with pytest.raises(ConnectionLost):
+        bench_files(device, files, [1], 0.02, blocks=6, partial=partial)
+    device.fail_at = -1
+    report = bench_files(device, files, [1], 0.02, blocks=6, partial=partial)
+    assert report["environment"]["throttled"] == ["throttled by the firmware"] and report["speedups"] == []
+
+
+@pytest.mark.parametrize("change", ["file", "engine", "seconds", "text", "samples", "url", "cpus"])
 def test_blocks_of_another_bench_are_not_taken(files: dict[str, Path], tmp_path: Path, change: str) -> None:
     partial = tmp_path / "partial.json"
     bench_files(Simulated(), files, [1], 0.02, blocks=2, partial=partial)
@@ -157,6 +170,10 @@ def test_blocks_of_another_bench_are_not_taken(files: dict[str, Path], tmp_path:
         document["blocks"][0]["files"]["onnx"]["samples_ns"] = []
         partial.write_text(json.dumps(document))
     device = Simulated(engine="native-portable" if change == "engine" else "native-neon")
+    if change == "url":
+        device.url = "ssh://elsewhere"
+    elif change == "cpus":
+        device.describe = lambda: {"processor": "simulated", "cpus": [1]}  # type: ignore[method-assign]
     bench_files(device, files, [1], seconds, blocks=2, partial=partial)
     assert len(device.opened) == 2 * 3
 
@@ -187,7 +204,9 @@ def test_stand_ins_take_no_part() -> None:
     assert conclude([FAST[0], row("tflite", 9, "lce-portable")])["comparisons"] == []
     slow = [row("onnx", 20, "function-float"), *FAST[1:]]
     assert conclude(slow)["comparisons"] == [] and "a speed-up needs native kernels" in str(conclude(slow))
-    assert conclude([row("a", 1, "native-reference"), row("b", 2, "onnxruntime")], each=True)["comparisons"] == []
+    others = [row("b", 2, "onnxruntime"), row("c", 2, "onnxruntime")]
+    barred = conclude([row("a", 1, "native-reference"), *others], each=True)  # b does not become the first instead
+    assert barred["comparisons"] == [] and "nothing can be compared with a by native-reference" in str(barred)
 
 
 def test_what_is_not_faster_is_no_speedup() -> None:
@@ -233,7 +252,7 @@ def test_two_files_here_at_one_thread_and_at_all(conv: Callable[..., bytes], tmp
         assert record["peak_bytes"] > 0
     assert results[1]["p50_ms"] > 5 * results[0]["p50_ms"]
     assert all(c["ratio"] < 0.3 and c["difference"] for c in report["comparisons"])
-    assert report["speedups"] == [] and "here ran: onnxruntime" in report["no_speedup_reason"]
+    assert report["speedups"] == [] and report["no_speedup_reason"] == "files were compared with the first one"
 
 
 def test_bad_requests(conv: Callable[..., bytes], tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Measuring rules, with a clock that only the measured functions move."""
 
 import gc
-import json
 from collections.abc import Callable
 
 import numpy as np
@@ -42,12 +41,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_percentiles_and_json() -> None:
-    m = Measurement(tuple(1_000_000 * i for i in range(1, 12)), "function-float", 2, "board")
+def test_percentiles() -> None:
+    m = Measurement(tuple(1_000_000 * i for i in range(1, 12)))
     assert (m.p10_ms, m.p50_ms, m.p90_ms, m.median_ms, m.count) == (2.0, 6.0, 10.0, 6.0, 11)
-    document = json.loads(json.dumps(m.to_dict()))
-    assert document["samples_ns"][0] == 1_000_000 and document["engine"] == "function-float"
-    assert (document["p50_ms"], document["count"], document["threads"], document["device"]) == (6.0, 11, 2, "board")
     with pytest.raises(ValueError, match="at least one sample"):
         Measurement(())
 
