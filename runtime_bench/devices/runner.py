@@ -15,12 +15,15 @@ from .transport import PATIENCE, Result, Transport
 
 WORK_S = 3600.0  # for a command that computes: a dead network is noticed sooner, by the transport
 MISTAKE = 2  # the runner's exit code for bad options
-# A shell waits for the runner, so that the exit code tells which signal ended it, whatever lies in between.
-_WAITING = '"$@"; exit $?'
-# What a shell (126, 127) or the loader says of a program that cannot be started.
+# A shell waits for the runner, so that the exit code tells which signal ended it, whatever lies in between; it says in
+# English why it could not start it.
+_WAITING = 'LC_ALL=C; export LC_ALL; "$@"; exit $?'
+# (exit code of a shell or the loader, what they say) -> what that means of a program that cannot be started.
 _NO_START = {
-    126: "the folder it lies in does not allow programs (mounted noexec?); choose another with BNAS_DEVICE_FOLDER",
-    127: "its loader or a library is missing",
+    (126, "Exec format error"): "the runner is damaged or built for another processor; build it again",
+    (126, ""): "the folder it lies in does not allow programs (mounted noexec?); choose another with "
+    "BNAS_DEVICE_FOLDER",
+    (127, ""): "its loader or a library is missing",
 }
 
 
@@ -85,8 +88,9 @@ class Runner:
         name = self._transport.name
         if self._transport.lost(result):
             return f"the connection to {name} is lost: {result.reason}"
-        if reason := _NO_START.get(result.code):
-            return f"on {name}, {reason} ({result.reason})"
+        for (code, words), reason in _NO_START.items():
+            if result.code == code and words in result.err:
+                return f"on {name}, {reason} ({result.reason})"
         number = result.code - 128 if result.code > 128 else -result.code
         if number > 0:
             return f"on {name}, the runner was ended by {_signal(number)}"

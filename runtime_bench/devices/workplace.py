@@ -35,7 +35,8 @@ exec 2> /dev/null
 cat > /dev/null
 rm -rf "$folder" || { sleep 1; rm -rf "$folder"; }
 """
-# $1: a folder named by the user, or nothing; prints the one that is kept, and what it holds.
+# $1: a folder named by the user, or nothing; prints the one that is kept, and what it holds: by its content, because a
+# disk that was full or pulled leaves files of the right name and size. Where that cannot be told, nothing is there.
 _KEEP = """
 umask 077
 place=$1
@@ -46,7 +47,16 @@ fi
 folder=$place/$2
 mkdir -p "$folder" || exit 1
 printf 'folder\\t%s\\n' "$folder"
-for f in "$folder"/*/*; do [ -f "$f" ] && printf '%s\\t%s\\n' "$(wc -c < "$f")" "$f"; done
+sha256sum "$folder"/*/* 2> /dev/null
+true
+"""
+# $1: the folder that is kept, behind it the folders in use. Others may belong to another bnas that measures right now,
+# so they are only removed when no command has used them for a month.
+_TIDY = """
+kept=$1
+shift
+touch -c "$@"
+find "$kept" -mindepth 1 -maxdepth 1 -type d -name '[0-9a-f]*' -mtime +30 -exec rm -rf {} + 2> /dev/null
 true
 """
 _FREE = 'df -Pk "$1" | tail -n 1'
@@ -59,7 +69,7 @@ class Workplace:
     def __init__(self, transport: Transport, *, keep: bool = False) -> None:
         self._transport = transport
         self._closed = False
-        self._there: dict[str, int] = {}  # path -> size
+        self._there: dict[str, str] = {}  # path -> SHA-256 of what it holds
         parent = os.environ.get(PARENT, "")
         if parent and not re.fullmatch(r"/[^\x00-\x1f]*", parent):
             raise InputError(f"{PARENT} {parent!r} is not an absolute path on the device")
@@ -100,8 +110,11 @@ class Workplace:
         return self._put(self.folder, {name: source})[name]
 
     def put_kit(self, files: Mapping[str, Source]) -> dict[str, str]:
-        """The same for several files, in the folder that is kept, if one is."""
-        return self._put(self._kit, files)
+        """The same for several files, in the folder that is kept, if one is; what it held for others is tidied up."""
+        places = self._put(self._kit, files)
+        if self._kit != self.folder:
+            self._transport.script(_TIDY, self._kit, *(path.rpartition("/")[0] for path in places.values()))
+        return places
 
     def path(self, name: str) -> str:
         """Of a file to come."""
@@ -122,12 +135,14 @@ class Workplace:
         return ""
 
     def _put(self, folder: str, files: Mapping[str, Source]) -> dict[str, str]:
-        places = {name: f"{folder}/{_digest(source)}/{name}" for name, source in files.items()}
-        missing = {name: source for name, source in files.items() if self._there.get(places[name]) != size_of(source)}
+        digests = {name: _digest(source) for name, source in files.items()}
+        places = {name: f"{folder}/{digest[:16]}/{name}" for name, digest in digests.items()}
+        missing = {name: source for name, source in files.items() if self._there.get(places[name]) != digests[name]}
         if (size := sum(map(size_of, missing.values()))) > UNCHECKED:
             self._check_room(folder, size)
         for name, source in missing.items():
             self._push(source, places[name])
+            self._there[places[name]] = digests[name]
         return places
 
     def _push(self, source: Source, path: str) -> None:
@@ -137,7 +152,6 @@ class Workplace:
             raise
         except DeviceError as error:
             raise self._full_or(error, source, path) from None
-        self._there[path] = size_of(source)
 
     def _check_room(self, folder: str, size: int) -> None:
         free = self._free(folder)
@@ -157,11 +171,12 @@ class Workplace:
 
     def _kept(self, parent: str) -> str:
         result = self._transport.script(_KEEP, parent, KEPT)
-        rows = [line.strip().partition("\t") for line in result.text.splitlines()]
-        folder = next((path for name, _, path in rows if name == "folder"), "")
+        rows = [line.rstrip("\r") for line in result.text.splitlines()]
+        folder = next((row.removeprefix("folder\t") for row in rows if row.startswith("folder\t")), "")
         if result.code or not folder:
             raise InputError(f"cannot make a folder to keep on {self._transport.name}: {result.reason}")
-        self._there |= {path: int(size) for size, _, path in rows if size.isdigit()}
+        sums = (re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", row) for row in rows)
+        self._there |= {found[2]: found[1] for found in sums if found}
         return folder
 
 
@@ -174,4 +189,4 @@ def _full(size: int, free: int, folder: str) -> DeviceError:
 
 def _digest(source: Source) -> str:
     data = source if isinstance(source, bytes) else source.read_bytes()
-    return hashlib.sha256(data).hexdigest()[:16]
+    return hashlib.sha256(data).hexdigest()

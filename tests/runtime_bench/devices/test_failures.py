@@ -10,12 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bnas.profiles.errors import InputError
 from bnas.runtime_bench import native_library
 from bnas.runtime_bench.devices import ConnectionLost, DeviceError, kit, open_device, probe, workplace
+from bnas.runtime_bench.devices.transport import Result, Transport
 
 from ..native.conftest import missing
 from . import ssh_server
@@ -190,6 +192,29 @@ def test_a_runner_that_does_not_start(url: str, device_folder: Path, forced_kit:
     with pytest.raises(DeviceError, match="the runner does not start") as caught, open_device(url):
         pass
     one_line(caught.value)
+    assert emptied(device_folder)
+
+
+@pytest.mark.parametrize("url", ["ssh"], indirect=True)
+def test_a_damaged_runner_is_told_from_a_folder_without_programs(
+    url: str, device_folder: Path, forced_kit: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = kit.locate(kit.machine_arch()).runner.read_bytes()
+    header = real[:16] + b"\xff\xff" + real[18:64]  # neither a program nor a library
+    forced_kit(kit.machine_arch(), runner=header + bytes(1000))
+    with pytest.raises(DeviceError, match="damaged or built for another processor") as caught, open_device(url):
+        pass
+    assert "noexec" not in one_line(caught.value)
+    monkeypatch.delenv(kit.FOLDER)
+    script = Transport.script
+
+    def without_rights(self: Transport, text: str, *arguments: str, **more: Any) -> Result:
+        return script(self, text.replace("chmod 700", "chmod 600"), *arguments, **more)
+
+    monkeypatch.setattr(Transport, "script", without_rights)
+    with pytest.raises(DeviceError, match=r"does not allow programs \(mounted noexec\?\)") as caught, open_device(url):
+        pass
+    assert "built for another processor" not in one_line(caught.value)
     assert emptied(device_folder)
 
 

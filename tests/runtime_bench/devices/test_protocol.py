@@ -2,13 +2,14 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bnas.profiles.errors import InputError
-from bnas.runtime_bench import machine
+from bnas.runtime_bench import machine, native_library
 from bnas.runtime_bench.devices import open_device
 from bnas.runtime_bench.engines import open_engine
 
@@ -26,9 +27,7 @@ UGLY = [
 
 
 @pytest.mark.parametrize("url", URLS, indirect=True)
-def test_whole_protocol(
-    url: str, network: bytes, images: np.ndarray, device_folder: Path, server: SshServer
-) -> None:
+def test_whole_protocol(url: str, network: bytes, images: np.ndarray, device_folder: Path, server: SshServer) -> None:
     with open_device(url) as target:
         emulated = "emulator" in url
         assert (target.url, target.local, target.emulated) == (url, url == "local", emulated)
@@ -151,23 +150,60 @@ def test_chosen_cpus_and_path(url: str, network: bytes) -> None:
         target.engine()
 
 
-@pytest.mark.parametrize("url", NEAR, indirect=True)
-def test_kept_files_are_not_pushed_again(url: str, network: bytes, device_folder: Path) -> None:
-    def kept() -> dict[str, int]:
-        files = (path for path in device_folder.rglob("*") if path.is_file())
-        return {str(path.relative_to(device_folder)): path.stat().st_mtime_ns for path in files}
+def kept(folder: Path) -> dict[str, int]:
+    """Every file -> when it was written."""
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
+
+@pytest.mark.parametrize("url", NEAR, indirect=True)
+@pytest.mark.parametrize("name", [native_library.LIBRARY, native_library.RUNNER])
+def test_kept_files_are_pushed_again_only_if_they_are_spoilt(
+    name: str, url: str, network: bytes, device_folder: Path
+) -> None:
     with open_device(url, keep=True) as target:
         target.open(network)
-    first = kept()
-    assert first and all(name.startswith("bnas-kit/") and "model" not in name for name in first)
-    truncated = next(device_folder.rglob("libbnas_ort.so"))
-    truncated.write_bytes(b"")
-    with open_device(url, keep=True) as target:
-        assert target.open(network).timed(0, 1)
-    second = kept()
-    changed = {name for name in first if first[name] != second[name]}
-    assert first.keys() == second.keys() and changed == {str(truncated.relative_to(device_folder))}
+    first = kept(device_folder)
+    assert first and all(path.startswith("bnas-kit/") and "model" not in path for path in first)
+    spoilt = next(device_folder.rglob(name))
+    for content in (b"", bytes(spoilt.stat().st_size)):
+        before = kept(device_folder)
+        spoilt.write_bytes(content)
+        with open_device(url, keep=True) as target:
+            assert target.open(network).timed(0, 1)
+        after = kept(device_folder)
+        changed = {path for path in before if before[path] != after[path]}
+        assert first.keys() == after.keys() and changed == {str(spoilt.relative_to(device_folder))}
+
+
+@pytest.mark.parametrize("url", ["adb"], indirect=True)
+def test_kept_files_whose_content_the_device_cannot_tell(
+    url: str, network: bytes, tmp_path: Path, device_folder: Path
+) -> None:
+    without = tmp_path / "commands" / "sha256sum"
+    without.write_text("#!/bin/sh\nexit 127\n")
+    without.chmod(0o755)
+    for _ in range(2):
+        with open_device(url, keep=True) as target:
+            assert target.open(network).timed(0, 1)
+        runner = next(device_folder.rglob(native_library.RUNNER))
+        runner.write_bytes(bytes(runner.stat().st_size))
+
+
+@pytest.mark.parametrize("url", ["ssh"], indirect=True)
+def test_what_was_kept_for_others_goes_when_it_is_old(url: str, device_folder: Path) -> None:
+    """Files of another version of bnas, and its own, which were long not used."""
+    with open_device(url, keep=True):
+        own = kept(device_folder)
+    others = {"0123456789abcdef": 40, "fedcba9876543210": 20}  # days ago
+    ages = others | {path.name: 50 for path in (device_folder / "bnas-kit").iterdir()}
+    for name, days in ages.items():
+        folder = device_folder / "bnas-kit" / name
+        folder.mkdir(exist_ok=True)
+        if name in others:
+            (folder / native_library.RUNNER).write_bytes(b"of another version")
+        os.utime(folder, (time.time() - 86400 * days,) * 2)
+    with open_device(url, keep=True):
+        assert kept(device_folder).keys() == own.keys() | {f"bnas-kit/fedcba9876543210/{native_library.RUNNER}"}
 
 
 @pytest.mark.parametrize("url", ["ssh"], indirect=True)
