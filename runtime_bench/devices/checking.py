@@ -12,7 +12,7 @@ import numpy as np
 
 from bnas.profiles.errors import InputError
 
-from .. import health, machine
+from .. import health, machine, native_library
 from ..engines import open_engine
 from . import adb, emulation, kit, open_device, probe
 from .address import Address, parse
@@ -40,6 +40,11 @@ def check(url: str, model: bytes) -> dict[str, Any]:
     if not missing:
         with _noting(missing):
             ran = _ran(url, model)
+    with _noting(missing):
+        if found:
+            kit.check_kernels(found)
+        elif address.kind == "local":
+            native_library.path_of(native_library.LIBRARY)
     state = health.state(facts.files, facts.cpus)
     return {
         "url": url,

@@ -108,6 +108,17 @@ def locate(arch: str) -> Kit:
     )
 
 
+def check_kernels(kit: Kit) -> None:
+    """Raises InputError, saying how to get them, if it has no operators: networks run by their function bodies then."""
+    if kit.operators is None and kit.arch == machine_arch():
+        native_library.path_of(native_library.LIBRARY)
+    elif kit.operators is None:
+        raise InputError(
+            f"{native_library.LIBRARY} is not in {kit.runner.parent}, so networks run in float arithmetic, several "
+            f"times slower; put it there: make {kit.arch}, in a checkout of bnas, leaves it in build/{kit.arch}"
+        )
+
+
 def machine_arch() -> str:
     """This machine's, as kits call it."""
     return "aarch64" if machine.is_arm64() else "x86_64"

@@ -74,8 +74,7 @@ def open_remote(
         launch = emulator.launch(transport, place) if emulator else []
         command = [*launch, *_loader(programs, found), programs[native_library.RUNNER]]
         options = ["--ort", programs[kit.ONNXRUNTIME]]
-        if found.operators:
-            options += ["--ops", programs[native_library.LIBRARY]]
+        options += ["--ops", programs[native_library.LIBRARY]] if found.operators else ["--no-ops"]
         for name, value in (("--isa", isa or os.environ.get(ISA)), ("--cpus", cpus and ",".join(map(str, cpus)))):
             options += [name, value] if value else []
         runner = Runner(transport, [*command, "--serve", *options, "--remove-at-end", place.folder])
@@ -110,6 +109,7 @@ class RemoteTarget:
         self._transport, self._place, self._facts, self._runner = transport, place, facts, runner
         self._one_shot, self._launch, self._benchmarks = one_shot, launch, benchmarks
         self._cpus: list[int] = runner.hello["cpus"]
+        self._kernels = runner.hello["isa"] is not None  # without them, files run by their function bodies, as here
         self._names = (f"n{number}" for number in itertools.count())
 
     def describe(self) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class RemoteTarget:
     def engine(self) -> EngineInfo:
         hello = self._runner.hello
         return EngineInfo(
-            name=native_library.PREFIX + hello["isa"] if hello["isa"] else FUNCTION_FLOAT,
+            name=native_library.PREFIX + hello["isa"] if self._kernels else FUNCTION_FLOAT,
             runtime="onnxruntime",
             version=hello["onnxruntime"],
             operators=hello["operators"],
@@ -153,7 +153,7 @@ class RemoteTarget:
             return self._open_tflite(data, where, threads)
         with self._named(where, model := self._place.put("model.onnx", data)):
             return RemoteSession(self, self._runner, self._place, self._transport, next(self._names), where, model,
-                                 threads, kernels)  # fmt: skip
+                                 threads, kernels and self._kernels)  # fmt: skip
 
     def memory(self, source: Path | bytes, threads: int) -> dict[str, int] | None:
         data, where, suffix = whole_file(source)
@@ -174,7 +174,7 @@ class RemoteTarget:
             return []
         with self._named(where, model := self._place.put("model.onnx", data)):
             prefix = self._place.path(next(self._names))
-            file = self._runner.ask("profile", model, threads, 1, runs + trace.UNTIMED, prefix)["file"]
+            file = self._runner.ask("profile", model, threads, int(self._kernels), runs + trace.UNTIMED, prefix)["file"]
             found = trace.node_times(self._transport.pull(file), runs)
             self._place.drop(file)
             return found

@@ -120,6 +120,22 @@ def forced_kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     return force
 
 
+@pytest.fixture
+def without_kernels(forced_kit: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """without_kernels(url): the programs for that device come without the operator library."""
+
+    def leave_out(url: str) -> None:
+        if "emulator" in url:
+            forced_kit("aarch64", operators=None)
+        else:
+            built = native_library._built
+            monkeypatch.setattr(
+                native_library, "_built", lambda name: None if name == native_library.LIBRARY else built(name)
+            )
+
+    return leave_out
+
+
 def _program(path: Path, text: str) -> None:
     path.write_bytes(text.encode("latin-1"))
     path.chmod(0o755)

@@ -1,6 +1,7 @@
 """`bnas devices`: a machine is described, tried and left clean, and what is missing comes with its remedy."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,18 @@ def test_what_is_missing(
     assert "missing: bnas-runner for" in text.err and "ready" not in text.err
     assert "cores" in text.out, "what it is is told all the same"
     assert not any(device_folder.iterdir())
+
+
+@pytest.mark.parametrize("url", ["local", "ssh", "emulator"], indirect=True)
+def test_missing_kernels(url: str, without_kernels: Callable[[str], None], capfd: Captured) -> None:
+    """It runs, but not as it should: by what is said, they can be had."""
+    without_kernels(url)
+    assert run(["devices", "check", url, "--json"]) == 2
+    found = json.loads(capfd.readouterr().out)
+    assert found["ran"] == "function-float"
+    (missing,) = found["missing"]
+    assert native_library.LIBRARY in missing and "\n" not in missing
+    assert ("make aarch64" if "emulator" in url else "pip install") in missing
 
 
 def test_no_emulator(tmp_path: Path, device_folder: Path, capfd: Captured, monkeypatch: pytest.MonkeyPatch) -> None:

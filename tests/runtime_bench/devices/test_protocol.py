@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,22 @@ def test_no_user_string_is_in_a_command(url: str, network: bytes, tmp_path: Path
         target.memory(path, 1), target.unit_profile(path, 1, 1)
     asked = adb_log.read_text()
     assert asked.count("\n") > 10 and "users" not in asked
+
+
+@pytest.mark.parametrize("url", ["local", "ssh", "emulator"], indirect=True)
+def test_without_kernels_function_bodies_run(
+    url: str, network: bytes, images: np.ndarray, without_kernels: Callable[[str], None]
+) -> None:
+    expected = open_engine(network, kernels=False).run(images[:3])
+    without_kernels(url)
+    with open_device(url) as target:
+        session = target.open(network)
+        assert target.engine().name == session.name == "function-float"
+        assert target.engine().operators is session.operators is target.bound_gmacs() is None
+        np.testing.assert_allclose(session.infer(images[:3]), expected, rtol=1e-5, atol=1e-5)
+        assert session.timed(0, 2) and (url == "emulator" or target.memory(network, 1))
+        nodes = {node["op"] for node in target.unit_profile(network, 1, 1)}
+        assert nodes & {"Conv", "FusedConv"} and "BinaryConv2d" not in nodes
 
 
 @pytest.mark.parametrize("url", ["local", "ssh"], indirect=True)
