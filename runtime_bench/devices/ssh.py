@@ -17,6 +17,7 @@ from .address import Address
 from .transport import Result, Started, Transport
 
 CONFIG = "BNAS_SSH_CONFIG"  # an ssh_config(5) file to use in place of the user's and the system's
+SSH_PORT = 22
 CONNECT_S = 10
 ALIVE_S, ALIVE_COUNT = 5, 3  # a dead network is noticed after 15 s
 PERSIST_S = 60  # how long the connection waits when this process was killed
@@ -32,7 +33,7 @@ class Ssh(Transport):
         client = shutil.which("ssh")
         if client is None:
             raise InputError(f"{address.url} needs the OpenSSH client (Debian: apt install openssh-client)")
-        self._host = address.host
+        self._address, self._host = address, address.host
         # Short, because the path of a socket may have some 100 bytes; readable by nobody else.
         self._folder = Path(tempfile.mkdtemp(prefix="bnas-", dir="/tmp" if os.path.isdir("/tmp") else None))
         # What Ctrl-C and exceptions leave to `close`, and a kill leaves to nobody else.
@@ -64,7 +65,7 @@ class Ssh(Transport):
             err.seek(0)
             result = Result(code, b"", err.read().decode(errors="replace"))
         if result.code:
-            raise InputError(_refusal(self.name, self._host, result))
+            raise InputError(f"cannot connect to {self.name}: {refusal(self._address, result)}")
 
     def command(self, argv: Sequence[str]) -> list[str]:
         # One string, because ssh would join the words with spaces for the shell over there. Without the master no new
@@ -92,10 +93,10 @@ def _given(options: Sequence[str]) -> list[str]:
 # What the client says -> what that means, and what to do.
 _REFUSALS = {
     "IDENTIFICATION HAS CHANGED": "its host key is not the one in known_hosts: the device was set up anew, or another "
-    "one answers in its place; if you know why, do: ssh-keygen -R {host}, then log in once with: ssh {host}",
-    "Host key verification failed": "its host key is not known here; log in once with: ssh {host}, and compare the "
+    "one answers in its place; if you know why, do: ssh-keygen -R {known}, then log in once with: ssh {login}",
+    "Host key verification failed": "its host key is not known here; log in once with: ssh {login}, and compare the "
     "fingerprint it shows",
-    "Permission denied": "it refuses the login; set up a key with: ssh-copy-id {host}",
+    "Permission denied": "it refuses the login; set up a key with: ssh-copy-id {login}",
     "Could not resolve hostname": "there is no such host; check the name, or add it to ~/.ssh/config",
     "Connection refused": "nothing listens there; check the port, and that the device runs an ssh server",
     "timed out": f"no answer within {CONNECT_S} s; check that it is on, and in this network",
@@ -103,8 +104,13 @@ _REFUSALS = {
 }
 
 
-def _refusal(name: str, host: str, result: Result) -> str:
+def refusal(address: Address, result: Result) -> str:
+    """Why the client could not log in, and what to do; its own last words if those are not among the usual ones."""
+    user, port = (f"{address.user}@" if address.user else ""), address.port or SSH_PORT
+    login, known = f"{user}{address.host}", address.host
+    if port != SSH_PORT:
+        login, known = f"-p {port} {login}", f"'[{address.host}]:{port}'"
     for words, meaning in _REFUSALS.items():
         if words in result.err:
-            return f"cannot connect to {name}: {meaning.format(host=host)}"
-    return f"cannot connect to {name}: {result.reason}"
+            return meaning.format(login=login, known=known)
+    return result.reason

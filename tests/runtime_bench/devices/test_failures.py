@@ -17,6 +17,8 @@ import pytest
 from bnas.profiles.errors import InputError
 from bnas.runtime_bench import native_library
 from bnas.runtime_bench.devices import ConnectionLost, DeviceError, kit, open_device, probe, workplace
+from bnas.runtime_bench.devices.address import parse
+from bnas.runtime_bench.devices.ssh import refusal
 from bnas.runtime_bench.devices.transport import Result, Transport
 
 from ..native.conftest import missing
@@ -112,6 +114,27 @@ def test_wrong_and_unknown_host_keys(
     assert "ssh board" in one_line(caught.value)
     assert not any(device_folder.iterdir())
     assert not {path for path in set(Path("/tmp").glob("bnas-*")) - before if (path / "m").exists()}
+
+
+@pytest.mark.parametrize(
+    ("url", "login", "known"),
+    [
+        ("ssh://board", "board", "board"),
+        ("ssh://pi@board:22", "pi@board", "board"),
+        ("emulator+ssh://pi@board:2222", "-p 2222 pi@board", "'[board]:2222'"),
+        ("ssh://[fe80::1%eth0]:2222", "-p 2222 fe80::1%eth0", "'[fe80::1%eth0]:2222'"),
+    ],
+)
+def test_remedies_are_commands_for_the_same_user_and_port(url: str, login: str, known: str) -> None:
+    address = parse(url)
+    for said, command in (
+        ("pi@board: Permission denied (publickey).", f"ssh-copy-id {login}"),
+        ("Host key verification failed.", f"ssh {login},"),
+        ("REMOTE HOST IDENTIFICATION HAS CHANGED!\nHost key verification failed.", f"ssh-keygen -R {known},"),
+        ("REMOTE HOST IDENTIFICATION HAS CHANGED!\nHost key verification failed.", f"ssh {login}"),
+    ):
+        assert f": {command}" in refusal(address, Result(255, b"", said))
+    assert refusal(address, Result(255, b"", "something\nnew")) == "new"
 
 
 def test_refused_login_and_no_server(server: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
