@@ -106,6 +106,8 @@ class RemoteTarget:
         benchmarks: Sequence[Benchmark],
     ) -> None:
         self.url, self.emulated = address.url, address.emulated
+        if address.kind == "adb":
+            self.url = transport.name  # with the serial number of the only device
         self._transport, self._place, self._facts, self._runner = transport, place, facts, runner
         self._one_shot, self._launch, self._benchmarks = one_shot, launch, benchmarks
         self._cpus: list[int] = runner.hello["cpus"]

@@ -77,6 +77,14 @@ def test_file_names_mean_nothing_to_a_shell(url: str, network: bytes, tmp_path: 
     assert list(device_folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("url", ["adb"], indirect=True)
+def test_the_only_device_is_named_by_its_serial_number(url: str, network: bytes) -> None:
+    """So that what was measured on it is found again when there are two."""
+    with open_device("adb:") as target:
+        assert target.url == url == "adb:SERIAL-1"
+        assert target.open(network).timed(0, 1)
+
+
 @pytest.mark.parametrize("relative", [False, True])
 def test_files_that_are_called_as_modules_are_not_imported(
     relative: bool, network: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
