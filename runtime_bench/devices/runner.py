@@ -87,7 +87,7 @@ class Runner:
     def _reason(self, result: Result) -> str:
         name = self._transport.name
         if self._transport.lost(result):
-            return f"the connection to {name} is lost: {result.reason}"
+            return str(self._transport.loss(result))
         for (code, words), reason in _NO_START.items():
             if result.code == code and words in result.err:
                 return f"on {name}, {reason} ({result.reason})"

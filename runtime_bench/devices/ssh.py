@@ -9,11 +9,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bnas.profiles.errors import InputError
 
 from .address import Address
+from .errors import ConnectionLost
 from .transport import Result, Started, Transport
 
 CONFIG = "BNAS_SSH_CONFIG"  # an ssh_config(5) file to use in place of the user's and the system's
@@ -75,6 +77,10 @@ class Ssh(Transport):
 
     def lost(self, result: Result) -> bool:
         return result.code == FAILED
+
+    def loss(self, result: Result) -> ConnectionLost:
+        # "Connection closed by UNKNOWN port 65535" is about ProxyCommand=false, not about the device.
+        return super().loss(replace(result, err="") if "UNKNOWN port" in result.err else result)
 
     def close(self) -> None:
         if (self._folder / "m").exists():

@@ -46,8 +46,13 @@ class Result:
     @property
     def reason(self) -> str:
         """Its last words, for a message."""
+        return self.last_words or f"exit code {self.code}"
+
+    @property
+    def last_words(self) -> str:
+        """The last line of stderr, empty if there is none."""
         lines = [line.strip() for line in self.err.splitlines() if line.strip()]
-        return lines[-1][:300] if lines else f"exit code {self.code}"
+        return lines[-1][:300] if lines else ""
 
 
 def size_of(source: Source) -> int:
@@ -136,6 +141,10 @@ class Transport:
         """Whether a command ended as it did because the connection is gone."""
         return False
 
+    def loss(self, result: Result) -> ConnectionLost:
+        """What to raise if it is."""
+        return ConnectionLost(f"the connection to {self.name} is lost: {result.last_words or 'the connection closed'}")
+
     def run(self, argv: Sequence[str], stdin: Source = b"", timeout: float = PATIENCE) -> Result:
         """Run `argv` to its end. Raises ConnectionLost if it does not answer in `timeout` seconds or cannot."""
         with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as err:
@@ -159,7 +168,7 @@ class Transport:
             err.seek(0)
             result = Result(process.returncode, out, err.read().decode(errors="replace"))
         if self.lost(result):
-            raise ConnectionLost(f"the connection to {self.name} is lost: {result.reason}")
+            raise self.loss(result)
         return result
 
     def script(self, text: str, *arguments: str, stdin: Source = b"", timeout: float = PATIENCE) -> Result:

@@ -76,9 +76,12 @@ class Workplace:
         self._guard = transport.start(["sh", "-c", _GUARD, "sh", parent, PREFIX])
         self.folder = self._announced()
         if not self.folder.startswith("/") or not Path(self.folder).name.startswith(PREFIX):
-            reason = self._guard.ended().reason
+            result = self._guard.ended()
+            if transport.lost(result):
+                raise transport.loss(result)
             raise InputError(
-                f"cannot make a folder on {transport.name} ({reason}); choose one that can be written with {PARENT}"
+                f"cannot make a folder on {transport.name} ({result.reason}); choose one that can be written with "
+                f"{PARENT}"
             )
         try:
             self._kit = self._kept(parent) if keep else self.folder

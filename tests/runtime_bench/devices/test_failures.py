@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -60,7 +61,7 @@ def test_connection_cut_while_measuring(url: str, network: bytes, device_folder:
         threading.Timer(0.3, server.cut).start()
         while True:
             session.timed(0, 1000)
-    assert url in one_line(caught.value)
+    assert url in one_line(caught.value) and "exit code" not in str(caught.value)
     assert emptied(device_folder)
 
 
@@ -70,9 +71,24 @@ def test_after_the_cut_everything_says_so(url: str, network: bytes, server: SshS
         session = target.open(network)
         server.cut()
         for ask in (lambda: session.timed(0, 1), target.state, lambda: target.open(network), target.bound_gmacs):
-            with pytest.raises(ConnectionLost, match="ssh://board"):
+            with pytest.raises(ConnectionLost, match="connection to ssh://board is lost") as caught:
                 ask()
+            assert not re.search("exit code|UNKNOWN", one_line(caught.value))
         session.close()
+
+
+@pytest.mark.parametrize("url", ["ssh"], indirect=True)
+def test_a_cut_before_there_is_a_folder(url: str, server: SshServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = kit.find
+
+    def cut_and_find(*arguments: Any, **more: Any) -> kit.Kit:
+        server.cut()
+        return find(*arguments, **more)
+
+    monkeypatch.setattr(kit, "find", cut_and_find)
+    words = "^the connection to ssh://board is lost: the connection closed"
+    with pytest.raises(ConnectionLost, match=words), open_device(url):
+        pass
 
 
 @pytest.mark.parametrize("url", NEAR, indirect=True)
