@@ -33,6 +33,8 @@ from .workplace import Workplace
 
 INFER_BYTES, INFER_SAMPLES = 16 * 2**20, 256  # the most that is pushed at a time
 BOUND_S = 0.2
+# Of inputs. The runner knows more, but a file shall run on every device or on none.
+TYPES = ("float32", "uint8", "int8", "int32", "uint32", "int64")
 
 
 def connect(address: Address) -> Transport:
@@ -241,6 +243,11 @@ class RemoteSession:
         self.metadata: Mapping[str, Any] = answer["metadata"]
         self._inputs = [tuple(given["shape"]) for given in answer["inputs"]]
         self._open = True
+        try:
+            check_ports(answer["inputs"], answer["outputs"], where)
+        except InputError:
+            self.close()
+            raise
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -297,6 +304,18 @@ def whole_file(source: Path | bytes) -> tuple[bytes, str, str]:
         except Exception as error:  # protobuf's errors share no importable base; too large for one file, too
             raise network_file.damaged(where, "not a whole ONNX file", error) from None
     return data, where, suffix
+
+
+def check_ports(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any], where: str) -> None:
+    """Raises InputError for a file that the engines of this process refuse. inputs: [{"name", "type", "shape"}]."""
+    if not inputs or not outputs:
+        raise InputError(f"{where}: not a whole ONNX file (no inputs or outputs); export it again")
+    for given in inputs:
+        network_file.fixed_shape(given["shape"], where)
+        if 0 in given["shape"]:
+            raise InputError(f"{where}: input shape {given['shape']} has no samples; export it again")
+        if given["type"] not in TYPES:
+            raise InputError(f"{where}: input {given['name']!r} is {given['type']}, expected float or integers")
 
 
 def check_threads(threads: int) -> None:

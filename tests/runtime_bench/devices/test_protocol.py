@@ -1,10 +1,12 @@
 """The same questions to every kind of device, and nothing left behind by any of them."""
 
+import contextlib
 import json
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,6 +163,51 @@ def test_bad_files_and_choices_are_named(url: str, network: bytes, tmp_path: Pat
     with pytest.raises(InputError, match="no CPU 999"), open_device(url, cpus="999"):
         pass
     assert list(device_folder.iterdir()) == []
+
+
+def tiny(inputs: dict[str, tuple[int, list[Any] | None]], nodes: list[tuple[str, list[str]]], out: list[Any]) -> bytes:
+    """inputs: name -> (type, shape); nodes: (operator, its inputs), the last of which gives y of shape `out`."""
+    from onnx import helper, numpy_helper
+
+    given = [helper.make_tensor_value_info(name, *kind) for name, kind in inputs.items()]
+    kind = next(iter(inputs.values()))[0] if inputs else 1
+    ones = numpy_helper.from_array(np.ones((1, 2), np.float32), "ones")
+    made = [helper.make_node(operator, names, ["y"]) for operator, names in nodes]
+    found = [helper.make_tensor_value_info("y", kind, out)] if out else []
+    graph = helper.make_graph(made, "tiny", given, found, [ones])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
+
+
+TYPES = ["FLOAT", "DOUBLE", "FLOAT16", "UINT8", "INT8", "UINT16", "INT16", "UINT32", "INT32", "UINT64", "INT64",
+         "BOOL", "STRING"]  # fmt: skip
+ODD: dict[str, tuple[Any, ...]] = {
+    "no inputs": ({}, [("Identity", ["ones"])], [1, 2]),
+    "no outputs": ({"x": (1, [1, 2])}, [("Identity", ["x"])], []),
+    "a scalar": ({"x": (1, [])}, [("Add", ["x", "ones"])], [1, 2]),
+    "a second scalar": ({"x": (1, [1, 2]), "s": (1, [])}, [("Add", ["x", "s"])], [1, 2]),
+    "a free axis": ({"x": (1, [1, "w"])}, [("Identity", ["x"])], [1, "w"]),
+    "a free batch": ({"x": (1, ["n", 2])}, [("Identity", ["x"])], ["n", 2]),
+    "two inputs": ({"x": (1, [1, 2]), "z": (1, [1, 2])}, [("Add", ["x", "z"])], [1, 2]),
+}
+ACCEPTED = {"a free batch", "two inputs", "FLOAT", "UINT8", "INT8", "UINT32", "INT32", "INT64"}
+
+
+@pytest.mark.parametrize("url", ["local", *NEAR], indirect=True)
+def test_every_device_refuses_the_same_files(url: str, network: bytes) -> None:
+    from onnx import TensorProto
+
+    def typed(name: str) -> tuple[Any, ...]:
+        return {"x": (TensorProto.DataType.Value(name), [1, 2])}, [("Identity", ["x"])], [1, 2]
+
+    files = {name: tiny(*parts) for name, parts in (ODD | {name: typed(name) for name in TYPES}).items()}
+    ran = set()
+    with open_device(url) as target:
+        for name, model in files.items():
+            with contextlib.suppress(InputError):
+                assert len(target.open(model).timed(0, 1)) == 1
+                ran.add(name)
+        assert target.open(network).timed(0, 1)
+    assert ran == ACCEPTED
 
 
 @pytest.mark.parametrize("url", ["local", *NEAR], indirect=True)
