@@ -27,7 +27,7 @@ from .address import Address
 from .benchmark_binary import Benchmark, BenchmarkSession
 from .errors import ConnectionLost, DeviceError
 from .runner import WORK_S, Runner
-from .target import ISA
+from .target import ISA, Format
 from .transport import Result, Transport
 from .workplace import Workplace
 
@@ -141,7 +141,11 @@ class RemoteTarget:
         found = self._runner.ask("bound", BOUND_S)["gmac_s"]
         return None if found is None else float(found)
 
-    def engine(self) -> EngineInfo:
+    def engine(self, format: Format = "onnx") -> EngineInfo:
+        if format != "onnx":
+            raise InputError(
+                f"{self.url}: nothing of ours runs .tflite files on a device without Python; use --engine onnx there"
+            )
         hello = self._runner.hello
         return EngineInfo(
             name=native_library.PREFIX + hello["isa"] if self._kernels else FUNCTION_FLOAT,

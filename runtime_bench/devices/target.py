@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from bnas.profiles.schema import EngineInfo
 
 Source = Path | bytes
+Format = Literal["onnx", "tflite"]
 ISA = "BNAS_ISA"  # the environment variable that forces a path of the kernels
 
 
@@ -64,8 +65,9 @@ class Target(Protocol):
     def bound_gmacs(self) -> float | None:
         """As `native_library.bound_gmacs`; None under an emulator."""
 
-    def engine(self) -> EngineInfo:
-        """What executes `ai.bnas` units there: the key of a latency table measured on this device."""
+    def engine(self, format: Format = "onnx") -> EngineInfo:
+        """What executes 1-bit units in files of `format` there: the key of a latency table measured on this device.
+        Raises InputError where there is nothing for them."""
 
     def open(self, source: Source, threads: int = 1, *, kernels: bool = True) -> Session:
         """Load a .onnx or .tflite file, or its bytes. Raises InputError naming a file that is bad."""
