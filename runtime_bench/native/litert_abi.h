@@ -12,7 +12,7 @@ enum Status : int { kOk = 0, kError = 1 };
 
 enum Type : int { kFloat32 = 1, kInt32 = 2, kBool = 6, kInt8 = 9 };
 
-enum AllocationType : int { kReadOnly = 1 };  // a constant of the file
+enum AllocationType : int { kReadOnly = 1, kComputedReadOnly = 5 };  // a constant of the file, or made of some
 
 struct IntArray {
   int size;

@@ -23,11 +23,13 @@ bool same_dims(const Tensor& a, const Tensor& b) {
          std::equal(a.dims->data, a.dims->data + a.dims->size, b.dims->data);
 }
 
+bool is_constant(const Tensor& tensor) { return tensor.allocation_type == kReadOnly; }
+
 // Whether `index` is a float constant of one value, or of one for each of `channels`.
 bool per_channel(const Context* context, int index, int64_t channels) {
   if (index < 0 || static_cast<size_t>(index) >= context->tensors_size) return false;
   const Tensor& tensor = context->tensors[index];
-  if (!is_float(tensor) || tensor.allocation_type != kReadOnly) return false;
+  if (!is_float(tensor) || !is_constant(tensor)) return false;
   const int64_t count = element_count(tensor);
   return count == 1 || (count == channels && tensor.dims->data[tensor.dims->size - 1] == channels);
 }
@@ -50,6 +52,7 @@ class UnitBuilder {
   // `node` makes unit.input.
   bool put_in_front(const Operation& node) {
     if (node.outputs != std::vector<int>{unit.input}) return false;
+    if (is_constant(tensor_at(context_, unit.input, "x"))) return false;  // it is refused where it is written
     if (node.name == kQuantize && node.inputs.size() == 1) {
       if (unit.from_values || !is_float(tensor_at(context_, node.inputs[0], "x"))) return false;
       unit.from_values = true;
@@ -73,7 +76,7 @@ class UnitBuilder {
     if (node.outputs.size() != 1 || node.inputs.empty()) return false;
     const Tensor& before = tensor_at(context_, unit.output, "y");
     const Tensor& after = tensor_at(context_, node.outputs[0], "y");
-    if (!is_float(before) || !is_float(after) || !same_dims(before, after)) return false;
+    if (!is_float(before) || !is_float(after) || !same_dims(before, after) || is_constant(before)) return false;
     const bool activated = unit.slope >= 0 || unit.relu;
     if (node.builtin == kRelu && !activated && unit.shift_out < 0) {
       unit.relu = true;
@@ -105,7 +108,7 @@ class UnitBuilder {
     } else {
       const Tensor& residual = tensor_at(context_, other, "residual");
       if (!adds || unit.residual >= 0 || unit.shift_in >= 0 || activated) return false;
-      if (!is_float(residual) || residual.allocation_type == kReadOnly || !same_dims(residual, before)) return false;
+      if (!is_float(residual) || is_constant(residual) || !same_dims(residual, before)) return false;
       unit.residual = other;
     }
     unit.relu = unit.relu || rectifies;

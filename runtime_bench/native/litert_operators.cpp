@@ -37,7 +37,11 @@ void require_nodes(const Operation& operation, size_t inputs) {
          std::to_string(operation.outputs.size()) + " outputs, expected " + std::to_string(inputs) + " and 1");
 }
 
+// Sizes an output. Whatever writes a tensor calls it, so no constant is ever written.
 void resize(Context* context, Tensor& tensor, const std::vector<int64_t>& dims) {
+  if (tensor.allocation_type == kReadOnly || tensor.allocation_type == kComputedReadOnly) {
+    refuse("the output is a constant of the file");
+  }
   int64_t count = 1;
   for (const int64_t size : dims) {
     if (size < 0 || size > std::numeric_limits<int>::max() || (size > 0 && count > kMostElements / size)) {

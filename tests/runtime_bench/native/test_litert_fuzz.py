@@ -15,7 +15,19 @@ from bnas.runtime_bench import native_library
 from bnas.runtime_bench.litert_engine import find_host
 
 from .conftest import built, here, missing
-from .litert_files import Around, Array, Conv, Network, Op, Tensor, chain_case, conv_case, pool_case, unit_case
+from .litert_files import (
+    Around,
+    Array,
+    Conv,
+    Network,
+    Op,
+    Tensor,
+    chain_case,
+    conv_case,
+    dequantize_case,
+    pool_case,
+    unit_case,
+)
 from .test_fuzz import sanitized
 from .test_litert import RUN_TFLITE, SEED
 
@@ -154,6 +166,16 @@ def spoil_inputs(network: Network, rng: np.random.Generator) -> tuple[Network, b
     return with_operator(network, index, replace(op, inputs=tuple(inputs))), ours and kind != 1
 
 
+def spoil_output(network: Network, rng: np.random.Generator) -> tuple[Network, bool]:
+    """An output of ours that is a constant of the file: whoever writes there changes the model, or crashes."""
+    name = str(rng.choice([op.outputs[0] for op in network.operators if op.name.startswith("Lce")]))
+    return with_tensor(network, name, constant_like(network.tensors[name])), True
+
+
+def constant_like(tensor: Tensor) -> Tensor:
+    return replace(tensor, data=np.zeros(tensor.shape, tensor.type))
+
+
 SPOILS: list[Callable[[Network, np.random.Generator], tuple[Network, bool]]] = [
     spoil_number,
     spoil_option,
@@ -163,6 +185,7 @@ SPOILS: list[Callable[[Network, np.random.Generator], tuple[Network, bool]]] = [
     spoil_type,
     spoil_constant,
     spoil_inputs,
+    spoil_output,
 ]
 
 
@@ -258,3 +281,22 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path) -> None:
     run(tmp_path, str(library), [(said, True) for said in networks], {})
     for i, said in enumerate(networks):
         assert f"LceBconv2d (node 0): {said}" in (tmp_path / f"{i:05}.error").read_text()
+
+
+def test_constants_are_never_written(tmp_path: Path) -> None:
+    """Neither by an operator alone nor by what is computed with a convolution, whichever of the values it is."""
+    unit = unit_case(Conv(outputs=20), Around(True, True, True, "prelu", True), np.random.default_rng(0))
+    pool = pool_case((2, 2), (2, 2), "same", 40, np.random.default_rng(0))
+    back = dequantize_case("float32", 40, np.random.default_rng(0))
+    last = unit.network.operators[-1]
+    named = [(unit, "bits"), (unit, "conv"), (unit, last.outputs[0]), (pool, "y"), (back, "y")]
+    written = []
+    for i, (case, name) in enumerate(named):
+        network = with_tensor(case.network, name, constant_like(case.network.tensors[name]))
+        (tmp_path / f"{i:05}.tflite").write_bytes(network.file())
+        np.savez(tmp_path / f"{i:05}.npz", **case.feeds)
+        written.append((f"{name} of {[op.name for op in network.operators]}", True))
+    library = native_library.litert_library() or built("native", native_library.LITERT)
+    run(tmp_path, str(library), written, {})
+    for i, (what, _) in enumerate(written):
+        assert "the output is a constant of the file" in (tmp_path / f"{i:05}.error").read_text(), what
