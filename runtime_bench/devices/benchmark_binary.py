@@ -23,7 +23,8 @@ from .transport import Result
 
 OPTIONS = {"tflite": "--tflite-benchmark", "lce": "--lce-benchmark"}
 RUNTIMES = {"tflite": "tflite", "lce": "larq-compute-engine"}
-_LCE_OPERATOR = b"LceBconv2d"
+PROGRAMS = {"tflite": "benchmark_model", "lce": "lce_benchmark_model"}
+_LCE_OPERATORS = (b"LceBconv2d", b"LceQuantize", b"LceDequantize", b"LceBMaxPool2d")
 _NUMBER = r"([\d.]+(?:e[+-]?\d+)?)"
 _TIMES = re.compile(rf"Inference timings in us: Init: {_NUMBER}, .*Inference \(avg\): {_NUMBER}")
 _COUNT = re.compile(r"\bcount=(\d+) first=")
@@ -69,19 +70,19 @@ class Benchmark:
 def choose(data: bytes, where: str, benchmarks: Sequence[Benchmark]) -> Benchmark:
     """The program for a file: Larq's where its operators are in it. Raises InputError, naming the option, without."""
     by_kind = {benchmark.kind: benchmark for benchmark in benchmarks}
-    if has_lce_operators(data):
-        found = by_kind.get("lce")
-        needed = OPTIONS["lce"] + " lce_benchmark_model"
-    else:
-        found = by_kind.get("tflite") or by_kind.get("lce")
-        needed = OPTIONS["tflite"] + " benchmark_model"
+    kind = "lce" if has_lce_operators(data) else "tflite"
+    found = by_kind.get(kind) or by_kind.get("lce")  # Larq's has TensorFlow Lite's operators, too
     if found is None:
-        raise InputError(f"{where}: on this device, a .tflite file needs a benchmark program for it; add {needed}")
+        has = "operators of Larq Compute Engine" if kind == "lce" else "operators of TensorFlow Lite alone"
+        lacks = f", which the program of {OPTIONS['tflite']} does not know" if by_kind else ""
+        raise InputError(
+            f"{where} has {has}{lacks}; a device needs a benchmark program for it: add {OPTIONS[kind]} {PROGRAMS[kind]}"
+        )
     return found
 
 
 def has_lce_operators(data: bytes) -> bool:
-    return _LCE_OPERATOR in data
+    return any(name in data for name in _LCE_OPERATORS)
 
 
 class BenchmarkSession:
@@ -106,7 +107,7 @@ class BenchmarkSession:
         self.means_of: int | None = None
         self._run = run
         self._arguments = [f"--graph={model}", f"--num_threads={threads}"]
-        self._where = where
+        self._where, self._option = where, OPTIONS[benchmark.kind]
         self.load_ms = self._call(0, 1).load_ms
 
     @property
@@ -130,7 +131,7 @@ class BenchmarkSession:
         try:
             return parse(result.text + result.err)
         except ValueError:
-            raise DeviceError(f"{self._where}: the benchmark program fails: {result.reason}") from None
+            raise DeviceError(f"{self._where}: the program of {self._option} fails: {result.reason}") from None
 
     def _refuse(self, what: str) -> NoReturn:
         raise InputError(f"{self._where}: a benchmark program times a .tflite file but does not show {what}; use .onnx")

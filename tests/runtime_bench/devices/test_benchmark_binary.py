@@ -122,10 +122,19 @@ def test_what_is_missing_is_named(url: str, program: Callable[[str], Path], tmp_
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho 'ERROR: Failed to load' >&2\nexit 1\n")
     with open_device(url, tflite_benchmark=broken) as target:
-        with pytest.raises(DeviceError, match="the benchmark program fails: ERROR: Failed to load"):
+        with pytest.raises(DeviceError, match="the program of --tflite-benchmark fails: ERROR: Failed to load"):
             target.open(PLAIN)
-        with pytest.raises(InputError, match="add --lce-benchmark"):
-            target.open(BINARY)
+        words = "Larq Compute Engine, which the program of --tflite-benchmark does not know; .* add --lce-benchmark"
+        for model in (BINARY, BINARY.replace(b"LceBconv2d", b"LceQuantize")):
+            with pytest.raises(InputError, match=words):
+                target.open(model)
+    with (
+        open_device(url, lce_benchmark=broken) as target,
+        pytest.raises(DeviceError, match="the program of --lce-benchmark fails"),
+    ):
+        target.open(PLAIN)
+    with open_device(url, lce_benchmark=program("lce_benchmark_model")) as target:
+        assert target.open(PLAIN).timed(0, 3), "Larq's program has TensorFlow Lite's operators, too"
 
 
 def test_here_python_runs_them(program: Callable[[str], Path]) -> None:
