@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -23,6 +24,19 @@ FIXED_SHAPE = (FIXED.in_channels, FIXED.out_channels, FIXED.height, FIXED.width)
 def unit_model(workload: Workload, seed: int = 0) -> onnx.ModelProto:
     """An ONNX model that is this one unit; the random values do not depend on the machine."""
     return to_onnx(unit_graph(workload, seed), {"workload": workload.key}, name=workload.kind)
+
+
+def graph_file(graph: Graph, format: Literal["onnx", "tflite"], metadata: dict[str, str]) -> bytes:
+    """The content of a .onnx or .tflite file that is `graph`, a unit or a whole network, to be measured.
+
+    Raises InputError for what the format's writer cannot express, and for tflite where tensorflow or
+    larq-compute-engine is missing.
+    """
+    if format == "tflite":
+        from .tflite_writer import to_tflite
+
+        return to_tflite(graph, metadata)
+    return to_onnx(graph, metadata).SerializeToString()
 
 
 def unit_graph(workload: Workload, seed: int = 0) -> Graph:

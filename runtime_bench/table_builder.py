@@ -14,7 +14,7 @@ from bnas.profiles import atomic
 from bnas.profiles.schema import Row
 from bnas.profiles.workload import FIXED, Workload
 
-from .devices.target import Target
+from .devices.target import Format, Target
 from .measure import Measurement, Timer, measure, median_deviation, run_interleaved
 
 FLOOR_MS = 1e-4  # the clock resolves no less: a unit that costs no more than the empty graph is still not free
@@ -30,6 +30,7 @@ def build_rows(
     target: Target,
     units: Iterable[tuple[Workload, Model]],
     *,
+    format: Format = "onnx",
     threads: int = 1,
     seconds_per_row: float = 1.0,
     seed: int = 0,
@@ -37,7 +38,7 @@ def build_rows(
     partial_path: Path | None = None,
 ) -> list[Row]:
     """One row per workload, measured on `target`, in the order given; `units` must hold the model of FIXED, an empty
-    graph.
+    graph. All models are of one `format`, which names the engine.
 
     A unit costs t(unit model) - t(empty graph), the two timed in turns so that drift cancels, and at least FLOOR_MS;
     the row of FIXED is the empty graph itself. All units are measured in PASSES rounds, each in another shuffled order,
@@ -49,7 +50,7 @@ def build_rows(
     models = {workload: model for workload, model in units}
     if FIXED not in models:
         raise ValueError("build_rows needs the model of the FIXED workload, which every unit is compared with")
-    key = _key(target, threads)
+    key = _key(target, format, threads)
     done = _read_partial(partial_path, key)
     seconds = seconds_per_row / PASSES
     for number, (turn, workload) in enumerate(_turns(list(models), seed), start=1):
@@ -127,10 +128,10 @@ def _row(workload: Workload, taken: Measurement, *, offset_ms: float) -> Row:
     return Row(workload=workload.key, p10_ms=p10, p50_ms=p50, p90_ms=p90, count=taken.count)
 
 
-def _key(target: Target, threads: int) -> dict[str, Any]:
+def _key(target: Target, format: Format, threads: int) -> dict[str, Any]:
     """What must be the same for rows of an interrupted build to be worth keeping."""
     return {
-        "engine": target.engine().model_dump(),
+        "engine": target.engine(format).model_dump(),
         "threads": threads,
         "device": [target.url, target.fingerprint(), target.describe().get("cpus")],
         "bnas": metadata.version("bnas"),

@@ -15,7 +15,7 @@ from ..console import Progress, output, progress, result, say
 from . import settings
 
 if TYPE_CHECKING:
-    from bnas.profiles.schema import EngineInfo
+    from bnas.profiles.schema import EngineInfo, Profile
     from bnas.runtime_bench.devices.target import Target
     from bnas.search.data import ImageSet
 
@@ -199,13 +199,14 @@ def _predicted(run: runs.Run, document: dict, target: Target) -> dict:
         return predicted | {"reason": f"predicted for {profile.device.name}, measured on {where}"}
     if (profile.device.name == LOCAL) != target.local:  # a call from Python takes longer than one in the runner
         return predicted | {"reason": f"predicted for {profile.device.name}, measured on {target.url}"}
-    if "onnx" not in {result["label"] for result in document["results"]}:
-        return predicted | {"reason": f"predicted for the ONNX file; do: bnas export {run.folder} --format onnx"}
-    row = next((r for r in document["results"] if r["label"] == "onnx" and r["threads"] == profile.threads), None)
-    if row is None or engine_of(row) != profile.engine:
+    format = settings.file_format(profile.engine)
+    if format not in {result["label"] for result in document["results"]}:
+        return predicted | {"reason": f"predicted for model.{format}; do: bnas export {run.folder} --format {format}"}
+    row = next((r for r in document["results"] if runs_as(r, profile)), None)
+    if row is None:
         return predicted | {
             "reason": f"predicted for {profile.engine.text} with {settings.threads_text(profile.threads)}, which was "
-            f"not measured; rebuild the profile: bnas profiles build --device {target.url}",
+            f"not measured; rebuild the profile: bnas profiles build --device {target.url} --engine {format}",
         }
     deviation = row["p50_ms"] / found["predicted_ms"] - 1
     then, now = profile.device.binary_gmac_s, target.bound_gmacs()
@@ -216,6 +217,11 @@ def _predicted(run: runs.Run, document: dict, target: Target) -> dict:
         "deviation": deviation,
         "inside_band": abs(deviation) <= profile.error,
     }
+
+
+def runs_as(row: dict, profile: Profile) -> bool:
+    """Whether a row of "results" is the exported network as `profile` predicts it: same engine, as many threads."""
+    return "twin" not in row["label"] and row["threads"] == profile.threads and engine_of(row) == profile.engine
 
 
 def engine_of(row: dict) -> EngineInfo:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from bnas.profiles.errors import InputError
+from bnas.profiles.errors import InputError, unknown
 
 from .. import runs
 from ..console import Progress, output, progress, result, say
@@ -16,8 +16,8 @@ from . import settings
 
 if TYPE_CHECKING:
     from bnas.profiles.calibration import Sample
-    from bnas.profiles.schema import Profile, Row
-    from bnas.runtime_bench.devices.target import Target
+    from bnas.profiles.schema import EngineInfo, Profile, Row
+    from bnas.runtime_bench.devices.target import Format, Target
     from bnas.search.spaces import SearchSpace
 
 UNCALIBRATED_ERROR = 0.3
@@ -62,6 +62,7 @@ def build_command(
     image_size: int | None = settings.IMAGE_SIZE,
     image_column: str | None = settings.IMAGE_COLUMN,
     label_column: str | None = settings.LABEL_COLUMN,
+    engine: str = typer.Option("onnx", "--engine", help="onnx or tflite: the files that units are measured as."),
     out: Path = typer.Option(Path("local.yaml"), "--out", help="Profile to write."),
     threads: int = typer.Option(1, "--threads", help="Threads of the runtime."),
     seconds: float = typer.Option(1.0, "--seconds", help="Most time spent on one row."),
@@ -77,8 +78,8 @@ def build_command(
     config = settings.data_config(data, image_size, image_column, label_column)
     with result(as_json) as emit, progress() as report:
         profile = do_build(
-            device=device, space=space, data=config, out=out, threads=threads, seconds=seconds, networks=networks,
-            cpus=cpus, keep=keep, report=report,
+            device=device, space=space, data=config, engine=engine, out=out, threads=threads, seconds=seconds,
+            networks=networks, cpus=cpus, keep=keep, report=report,
         )  # fmt: skip
         emit({"path": str(out), **_summary(profile)}, lambda: _show(profile))
 
@@ -140,7 +141,7 @@ def _benched(folder: Path, profile: Profile) -> tuple[str, Sample]:
     from bnas.profiles.table import LatencyTable
     from bnas.search.spaces import space_of
 
-    from .bench import LOCAL, engine_of
+    from .bench import LOCAL, engine_of, runs_as
     from .train import found_architecture
 
     run = runs.open_run(folder)
@@ -150,8 +151,9 @@ def _benched(folder: Path, profile: Profile) -> tuple[str, Sample]:
     try:
         environment, emulated = bench["environment"], bench["device"]["emulated"]
         throttled, fingerprint = environment["throttled"], environment["fingerprint"]
-        rows = [r for r in bench["results"] if r["label"] == "onnx" and r["threads"] == profile.threads]
-        found = [(engine_of(r), float(r["p50_ms"])) for r in rows]
+        mine = [r for r in bench["results"] if "twin" not in r["label"] and r["threads"] == profile.threads]
+        others = " and ".join(engine_of(r).text for r in mine)
+        found = [float(r["p50_ms"]) for r in mine if runs_as(r, profile)]
         local = bench["device"]["local"]
     except (LookupError, TypeError, ValueError):
         raise InputError(f"was benched by another version; do again: bnas bench {folder}") from None
@@ -159,15 +161,14 @@ def _benched(folder: Path, profile: Profile) -> tuple[str, Sample]:
         raise InputError("an emulator ran it" if emulated else f"the processor was throttled: {'; '.join(throttled)}")
     if fingerprint != profile.device.fingerprint or local != (profile.device.name == LOCAL):
         raise InputError(f"was benched on another device ({bench['device']['url']}, {environment['processor']})")
+    if not mine:
+        raise InputError(f"was not benched with {settings.threads_text(profile.threads)}")
     if not found:
-        raise InputError(f"model.onnx was not benched with {settings.threads_text(profile.threads)}")
-    engine, measured_ms = found[0]
-    if engine != profile.engine:
-        raise InputError(f"was benched with {engine.text}, the profile is about {profile.engine.text}")
+        raise InputError(f"was benched with {others}, the profile is about {profile.engine.text}")
     arch = found_architecture(run)
     workloads = space_of(arch.space).workloads(arch)
     table = LatencyTable(profile)
-    return arch.to_yaml(), Sample(table.sum_ms(workloads), len(workloads), measured_ms)
+    return arch.to_yaml(), Sample(table.sum_ms(workloads), len(workloads), found[0])
 
 
 def do_build(
@@ -175,6 +176,7 @@ def do_build(
     device: str = "local",
     space: str = "tiny",
     data: dict,
+    engine: Format | str = "onnx",
     out: Path,
     threads: int = 1,
     seconds: float = 1.0,
@@ -183,13 +185,19 @@ def do_build(
     keep: bool = False,
     report: Progress,
 ) -> Profile:
-    """Measure, calibrate and write a profile; rows already measured by an interrupted build are kept."""
+    """Measure, calibrate and write a profile; rows already measured by an interrupted build are kept.
+
+    engine: onnx or tflite, the files that units and networks are measured as, by what would run them on the device.
+    """
     from bnas.profiles.schema import save_profile
     from bnas.profiles.workload import FIXED
     from bnas.runtime_bench.devices import ConnectionLost, open_device
+    from bnas.runtime_bench.devices.target import FORMATS
     from bnas.runtime_bench.table_builder import build_rows
     from bnas.search.spaces import make_space
 
+    if engine not in FORMATS:
+        raise unknown("engine", engine, FORMATS)
     if out.suffix not in (".yaml", ".yml"):
         raise InputError(f"--out {out} must end with .yaml")
     if not out.parent.is_dir():
@@ -199,19 +207,26 @@ def do_build(
         raise InputError(f"--networks {networks} must be 0 (no calibration) or at least 5")
     images = settings.load_data(data, report)
     the_space = make_space(space, images.shape, len(images.classes))
-    from bnas.export.units import unit_model
+    from bnas.export.units import graph_file, unit_graph
 
     partial = out.with_name(f".{out.stem}.partial.json")
     try:
         with open_device(device, cpus=cpus, keep=keep) as target:
             settings.thread_counts(threads, target.usable_cores())
-            units = [(w, unit_model(w).SerializeToString()) for w in (FIXED, *the_space.all_workloads())]
+            runs_on = target.engine(engine)  # what cannot run there is refused before it is written
+            workloads = [FIXED, *the_space.all_workloads()]
+            units = []
+            report("write", 0, len(workloads))
+            for workload in workloads:
+                units.append((workload, graph_file(unit_graph(workload), engine, {"workload": workload.key})))
+                report("write", len(units), len(workloads))
             rows = build_rows(
-                target, units, threads=threads, seconds_per_row=seconds, progress=report, partial_path=partial
-            )
-            profile = _profile(out.stem, target, threads, the_space.id, rows)
+                target, units, format=engine, threads=threads, seconds_per_row=seconds, progress=report,
+                partial_path=partial,
+            )  # fmt: skip
+            profile = _profile(out.stem, target, runs_on, threads, the_space.id, rows)
             if networks:
-                samples = _measure_networks(target, the_space, profile, networks, seconds, report)
+                samples = _measure_networks(target, the_space, profile, engine, networks, seconds, report)
                 profile = calibrated(profile, samples, "random networks")
     except ConnectionLost as error:
         raise ConnectionLost(f"{error}; rows measured so far are kept in {partial}, the same command goes on") from None
@@ -220,7 +235,7 @@ def do_build(
     return profile
 
 
-def _profile(name: str, target: Target, threads: int, space: str, rows: list[Row]) -> Profile:
+def _profile(name: str, target: Target, engine: EngineInfo, threads: int, space: str, rows: list[Row]) -> Profile:
     import datetime
 
     from bnas.profiles.schema import Device, Profile
@@ -238,7 +253,7 @@ def _profile(name: str, target: Target, threads: int, space: str, rows: list[Row
             binary_gmac_s=target.bound_gmacs(),
             **_fields(there, Device.model_fields),
         ),
-        engine=target.engine(),
+        engine=engine,
         threads=threads,
         precision="1-bit units, float32 elsewhere",
         error=UNCALIBRATED_ERROR,
@@ -262,7 +277,13 @@ def calibrated(profile: Profile, samples: list[Sample], kind: str) -> Profile:
 
 
 def _measure_networks(
-    target: Target, space: SearchSpace, measured: Profile, networks: int, seconds: float, report: Progress
+    target: Target,
+    space: SearchSpace,
+    measured: Profile,
+    format: Format,
+    networks: int,
+    seconds: float,
+    report: Progress,
 ) -> list[Sample]:
     """Random networks of the space, exported and timed on the device."""
     import numpy as np
@@ -270,7 +291,7 @@ def _measure_networks(
 
     from bnas.export.capture import capture
     from bnas.export.lowering import lower
-    from bnas.export.onnx_writer import to_onnx
+    from bnas.export.units import graph_file
     from bnas.profiles.calibration import Sample
     from bnas.profiles.table import LatencyTable
     from bnas.runtime_bench.table_builder import measure_networks
@@ -286,7 +307,7 @@ def _measure_networks(
                 for parameter in network.parameters():
                     parameter.add_(0.1 * torch.randn_like(parameter))
         graph = lower(capture(network, torch.zeros(2, *space.shape))).graph
-        models.append(to_onnx(graph, {}).SerializeToString())
+        models.append(graph_file(graph, format, {}))
         report("networks", done + 1, len(archs))
     times = measure_networks(target, models, threads=measured.threads, seconds=seconds, progress=report)
     table = LatencyTable(measured)

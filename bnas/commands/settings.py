@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from bnas.profiles.schema import Profile
+    from bnas.profiles.schema import EngineInfo, Profile
+    from bnas.runtime_bench.devices.target import Format
     from bnas.search.data import ImageSet
 
 JSON = typer.Option(False, "--json", help="Print one JSON document on stdout; progress goes to stderr.")
@@ -79,12 +80,20 @@ def shown(text: str) -> str:
 def outdated(profile: Profile) -> str:
     """Why a profile that was measured on this machine does not hold for what runs here now; empty if it does."""
     from bnas.runtime_bench import machine
-    from bnas.runtime_bench.engines import onnx_engine
+    from bnas.runtime_bench.devices.local import LocalTarget
 
-    if profile.device.fingerprint != machine.fingerprint() or profile.engine.runtime != "onnxruntime":
+    if profile.device.fingerprint != machine.fingerprint():
         return ""
-    engine = onnx_engine()
-    return "" if profile.engine == engine else f"measured with {profile.engine.text}, but here runs {engine.text}"
+    format = file_format(profile.engine)
+    engine, files = LocalTarget().engine(format), "" if format == "onnx" else f" (with --engine {format})"
+    if profile.engine == engine:
+        return ""
+    return f"measured with {profile.engine.text}, but here runs {engine.text}{files}"
+
+
+def file_format(engine: EngineInfo) -> Format:
+    """Which files the engine of a measured profile is about."""
+    return "onnx" if engine.runtime == "onnxruntime" else "tflite"
 
 
 def load_data(config: dict, report: Progress) -> ImageSet:

@@ -10,6 +10,7 @@ from bnas.profiles.schema import EngineInfo
 
 Source = Path | bytes
 Format = Literal["onnx", "tflite"]
+FORMATS: tuple[Format, ...] = ("onnx", "tflite")
 ISA = "BNAS_ISA"  # the environment variable that forces a path of the kernels
 
 
