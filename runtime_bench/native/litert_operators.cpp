@@ -1,6 +1,7 @@
 #include "litert_operators.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
@@ -79,6 +80,10 @@ int64_t option(const Options& options, const char* name, int64_t least, int64_t 
 
 constexpr int64_t kMostSize = int64_t{1} << 20;
 
+// A packed image with its pads is at most that many times as large as without, or has at most that many words (16 MiB):
+// a small file with a large dilation would take gigabytes.
+constexpr int64_t kMostPadded = 64, kFewWords = int64_t{1} << 22;
+
 // Pads before and after one axis. same: as many outputs as strides begin in `size`, else only windows that lie inside.
 void set_pads(bool same, int64_t size, int64_t kernel, int64_t stride, int64_t dilation, int64_t* before,
               int64_t* after) {
@@ -116,15 +121,13 @@ class Conv : public Operator {
     if (!conv_) read_constants(context, filter, made);
     require_type(y, output_, "y");
     const int64_t last = output_ == kInt32 ? words_of(shape_.out_channels) : shape_.out_channels;
-    resize(context, y, {shape_.batch, shape_.out_height(), shape_.out_width(), last});
+    made_ = sum_ = {shape_.batch, shape_.out_height(), shape_.out_width(), last};
     if (unit_.residual >= 0) {
       const Tensor& residual = tensor_at(context, unit_.residual, "the residual");
       require_type(residual, kFloat32, "the residual");
-      const int64_t dims[] = {shape_.batch, shape_.out_height(), shape_.out_width(), shape_.out_channels};
-      if (residual.dims->size != 4 || !std::equal(dims, dims + 4, residual.dims->data)) {
-        refuse("the residual is " + dims_text(residual) + ", expected the output's dimensions");
-      }
+      set_sum(residual);
     }
+    resize(context, y, {sum_.begin(), sum_.end()});
   }
 
   void invoke(Context* context, const Host& host) override {
@@ -139,7 +142,7 @@ class Conv : public Operator {
     } else {
       x.bits = data_of<uint32_t>(input, pixels * words_of(shape_.channels), "x");
     }
-    const int64_t count = positions * shape_.out_channels;
+    const int64_t count = positions * shape_.out_channels, sum_count = count_of(sum_);
     if (output_ == kInt32) {
       uint32_t* y = data_of<uint32_t>(output, positions * words_of(shape_.out_channels), "y");
       if (positions) conv_->run_bits(shape_, x, limits_.data(), y, host);
@@ -152,18 +155,70 @@ class Conv : public Operator {
       affine.high = static_cast<float>(high_);
       affine.scale = scale_.data();
       affine.bias = bias_.data();
+      float* y = data_of<float>(output, sum_count, "y");
+      const float* residual = nullptr;
       if (unit_.residual >= 0) {
-        affine.residual = data_of<float>(tensor_at(context, unit_.residual, "the residual"), count, "the residual");
+        Tensor& added = tensor_at(context, unit_.residual, "the residual");
+        residual = data_of<float>(added, count_of(residual_), "the residual");
       }
+      if (made_ != sum_ || (residual && residual_ != sum_)) {
+        std::vector<float> made(static_cast<size_t>(count));
+        if (positions) conv_->run(shape_, x, affine, made.data(), host);
+        return add_apart(made.data(), residual, y);
+      }
+      affine.residual = residual;
       affine.shift_in = shift_in_.empty() ? nullptr : shift_in_.data();
       affine.slope = slope_.empty() ? nullptr : slope_.data();
       affine.shift_out = shift_out_.empty() ? nullptr : shift_out_.data();
-      float* y = data_of<float>(output, count, "y");
       if (positions) conv_->run(shape_, x, affine, y, host);
     }
   }
 
  private:
+  using Dims = std::array<int64_t, 4>;
+
+  static int64_t count_of(const Dims& dims) { return dims[0] * dims[1] * dims[2] * dims[3]; }
+
+  // What the convolution and the residual are as a sum. They are of one size when a unit is made; with other sizes of
+  // the network's inputs, one of them may have to be repeated along some axes, as for an operator of its own.
+  void set_sum(const Tensor& residual) {
+    const int axes = residual.dims->size;
+    residual_ = {1, 1, 1, 1};
+    bool fits = axes <= 4;
+    for (int i = 0; fits && i < axes; ++i) residual_[static_cast<size_t>(4 - axes + i)] = residual.dims->data[i];
+    for (size_t i = 0; i < 4; ++i) {
+      sum_[i] = made_[i] == 1 ? residual_[i] : made_[i];
+      fits = fits && (residual_[i] == sum_[i] || residual_[i] == 1);
+    }
+    if (fits && sum_[3] == shape_.out_channels) return;
+    refuse("the residual is " + dims_text(residual) + ", which does not go with the convolution's [" +
+           std::to_string(made_[0]) + ", " + std::to_string(made_[1]) + ", " + std::to_string(made_[2]) + ", " +
+           std::to_string(made_[3]) + "]");
+  }
+
+  // What a unit does behind its convolution, where one of the two that are added is repeated.
+  void add_apart(const float* made, const float* residual, float* y) const {
+    const auto row_at = [](const Dims& dims, int64_t n, int64_t i, int64_t j) {
+      const auto along = [&](size_t axis, int64_t at) { return dims[axis] == 1 ? 0 : at; };
+      return ((along(0, n) * dims[1] + along(1, i)) * dims[2] + along(2, j)) * dims[3];
+    };
+    for (int64_t n = 0; n < sum_[0]; ++n) {
+      for (int64_t i = 0; i < sum_[1]; ++i) {
+        for (int64_t j = 0; j < sum_[2]; ++j) {
+          const float* one = made + row_at(made_, n, i, j);
+          const float* other = residual + row_at(residual_, n, i, j);
+          for (size_t c = 0; c < static_cast<size_t>(sum_[3]); ++c) {
+            float value = one[c] + other[residual_[3] == 1 ? 0 : c];
+            if (!shift_in_.empty()) value -= shift_in_[c];
+            if (!slope_.empty() && value < 0) value *= slope_[c];
+            if (!shift_out_.empty()) value += shift_out_[c];
+            *y++ = value;
+          }
+        }
+      }
+    }
+  }
+
   void set_shape(const Tensor& x, const Tensor& filter) {
     shape_.batch = x.dims->data[0];
     shape_.height = x.dims->data[1];
@@ -193,6 +248,14 @@ class Conv : public Operator {
     }
     const std::string error = check(shape_);
     if (!error.empty()) refuse(error);
+    const int64_t rows = shape_.height + shape_.pad_top + shape_.pad_bottom;
+    const int64_t columns = shape_.width + shape_.pad_left + shape_.pad_right;
+    const int64_t padded = shape_.batch * words * rows * columns;  // check() has bounded it
+    if (padded > kFewWords && padded / kMostPadded > shape_.batch * words * shape_.height * shape_.width) {
+      refuse("the padded image of " + std::to_string(rows) + " x " + std::to_string(columns) + " is more than " +
+             std::to_string(kMostPadded) + " times as large as the image of " + std::to_string(shape_.height) + " x " +
+             std::to_string(shape_.width) + "; give the convolution a smaller dilation");
+    }
   }
 
   void read_constants(const Context* context, const Tensor& filter, const Tensor& made) {
@@ -258,6 +321,7 @@ class Conv : public Operator {
   Unit unit_;
   Path path_;
   ConvShape shape_;
+  Dims made_{}, residual_{}, sum_{};  // of the convolution, the residual and their sum
   bool same_ = true, zero_pads_ = false;
   int activation_ = kNoActivation;
   Type output_ = kFloat32;

@@ -44,6 +44,7 @@ CONVS = {
     "stride_of_even": Conv(stride=(2, 2), size=(8, 6)),
     "uneven": Conv(stride=(2, 3), size=(9, 7), kernel=(3, 2)),
     "dilation": Conv(dilation=(2, 1), size=(9, 8)),
+    "far_apart": Conv(dilation=(40, 30), size=(2, 3), channels=32, outputs=16),  # most of the taps are pads alone
     "few_channels": Conv(channels=3, outputs=5),
     "many_channels": Conv(channels=300, outputs=130, size=(3, 4)),
     "groups": Conv(channels=128, outputs=40, groups=2),
@@ -166,6 +167,45 @@ def test_larqs_interpreter_gives_the_same(run: Any, require: Callable[[str], Non
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max(), err_msg=name)
         else:
             np.testing.assert_array_equal(ours, theirs, err_msg=name)
+
+
+def test_other_sizes_after_fusing(library: str, host: str) -> None:
+    """What was fused at one size also runs at others, where the residual is repeated for each image, or the reverse."""
+    interpreter_class, load_delegate, _ = _host(host)
+    rng = np.random.default_rng(SEED)
+    case = unit_case(Conv(channels=40, outputs=20), Around(True, True, True, "prelu", True), rng)
+    values = {name: rng.standard_normal((4, *feed.shape[1:])).astype(np.float32) for name, feed in case.feeds.items()}
+
+    def run(fuse: str, **feeds: Array) -> Array:
+        options = {"num_threads": 1, "experimental_delegates": [load_delegate(library, {"fuse": fuse})]}
+        interpreter = interpreter_class(model_content=case.network.file(), **options)
+        interpreter.allocate_tensors()
+        entries = {entry["name"]: entry["index"] for entry in interpreter.get_input_details()}
+        for name, value in feeds.items():
+            interpreter.resize_tensor_input(entries[name], value.shape)
+        interpreter.allocate_tensors()
+        for name, value in feeds.items():
+            interpreter.set_tensor(entries[name], value)
+        interpreter.invoke()
+        return np.asarray(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))
+
+    def one(x: int, residual: int) -> Array:
+        """By itself, which other tests compare with its definition."""
+        return run("0", x=values["x"][x : x + 1], residual=values["residual"][residual : residual + 1])
+
+    for images, residuals in ((4, 1), (1, 4), (4, 4), (0, 1), (0, 0)):
+        feeds = {"x": values["x"][:images], "residual": values["residual"][:residuals]}
+        count = 0 if images == 0 else max(images, residuals)
+        for fuse in "10" if count else "1":  # the runtime's own addition may crash where one of the two is empty
+            found = run(fuse, **feeds)
+            assert found.shape == (count, 6, 5, 20)
+            for i in range(count):
+                expected = one(min(i, images - 1), min(i, residuals - 1))[0]
+                np.testing.assert_allclose(found[i], expected, rtol=0, atol=case.tolerance, err_msg=f"{i} of {images}")
+    small = {"x": values["x"][:2], "residual": values["residual"][:2, :1, :, :1]}
+    np.testing.assert_allclose(run("1", **small), run("0", **small), rtol=0, atol=case.tolerance)
+    with pytest.raises((RuntimeError, ValueError), match=r"the residual is \[3, 6, 5, 20\], which does not go with"):
+        run("1", x=values["x"], residual=values["residual"][:3])
 
 
 def delegated(run_folder: Path, library: str, *options: str) -> dict[str, int]:

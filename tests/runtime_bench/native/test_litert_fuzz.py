@@ -266,6 +266,9 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path) -> None:
     wrong = {
         "option stride_width is 0, expected 1 to 1048576": replace(op, options=op.options | {"stride_width": 0}),
         "option padding is missing": replace(op, options={k: v for k, v in op.options.items() if k != "padding"}),
+        "the padded image of 40006 x 40005 is more than 64 times as large as the image of 6 x 5": replace(
+            op, options=op.options | {"dilation_height_factor": 20_000, "dilation_width_factor": 20_000}
+        ),
         "the options are no whole flexbuffer map": replace(op, options=b"\x01\x02\x03"),
     }
     networks = {said: with_operator(conv.network, 0, changed) for said, changed in wrong.items()}
