@@ -3,10 +3,6 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
-#include <mutex>
-#include <thread>
-#include <vector>
 
 #include "conv.h"
 
@@ -23,25 +19,11 @@ class Threads {
   Host host(int count);
 
  private:
-  struct Job {
-    size_t tasks;
-    void (*task)(void* job, size_t index);
-    void* data;
-    std::atomic<size_t> next{0};
-    int inside = 0;  // workers that may still use it; under mutex_
-  };
+  class Pool;
 
-  static void run(void* host, size_t tasks, void (*task)(void* job, size_t index), void* job);
-  void work(int number);
-
-  std::mutex one_job_;  // of several interpreters with one delegate, one has the workers
-  std::mutex mutex_;    // of all below
-  std::condition_variable begin_, end_;
-  std::vector<std::thread> workers_;
-  Job* job_ = nullptr;  // while it may be joined
-  uint64_t jobs_ = 0;
-  int wanted_ = 1;  // threads for the job
-  bool over_ = false;
+  // That of this process. Threads do not survive a fork, and what they held or waited for cannot be used or given back
+  // in the child: there the pool is left as it is, and another one made.
+  std::atomic<Pool*> pool_{nullptr};
 };
 
 }  // namespace bnas::litert

@@ -1,6 +1,8 @@
 """Files of Larq Compute Engine in stock LiteRT on our kernels: as an engine, on threads, again and again."""
 
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +94,34 @@ def test_interpreters_on_threads_of_their_own(case: Case) -> None:
     for worker in workers:
         worker.join()
     assert wrong == []
+
+
+FORK = """
+import os, signal, sys
+import numpy as np
+from bnas.runtime_bench.litert_engine import LiteRtEngine
+
+file, x = sys.argv[1], np.load(sys.argv[2])
+engine = LiteRtEngine(open(file, "rb").read(), file, threads=3)
+expected = engine.run(x)
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    same = np.array_equal(engine.run(x), expected)
+    del engine
+    os._exit(0 if same else 1)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+sys.exit(status if np.array_equal(engine.run(x), expected) else 2)
+"""
+
+
+def test_a_fork_has_threads_of_its_own(case: Case, tmp_path: Path) -> None:
+    """Those of the parent are gone there: nobody waits for them, neither to compute nor when the engine goes."""
+    (tmp_path / "file.tflite").write_bytes(case.network.file())
+    np.save(tmp_path / "x.npy", case.feeds["x"])
+    arguments = [str(tmp_path / "file.tflite"), str(tmp_path / "x.npy")]
+    done = subprocess.run([sys.executable, "-c", FORK, *arguments], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-1000:]
 
 
 def resident_kb() -> int:
