@@ -80,8 +80,8 @@ Status invoke_partition(Context* context, Node* node) {
                  [&] { partition.runs->invoke(context, partition.ours->threads.host(context->recommended_threads)); });
 }
 
-// That the structures lie where we think: every constant of the graph's nodes is as large as its dimensions say.
-// Only strings and rare types have no size of their own.
+// That the structures lie where we think: every constant that our operators read is as large as its dimensions say.
+// Only types that they do not take have no size here.
 void check_layout(Context* context) {
   IntArray* plan = nullptr;
   if (context->tensors_size > (size_t{1} << 24) || context->get_execution_plan(context, &plan) != kOk || !plan ||
@@ -129,10 +129,11 @@ std::unique_ptr<OurDelegate> make_delegate(const char* const* keys, const char* 
   ours->path = selected_path();
   for (size_t i = 0; i < count; ++i) {
     const std::string key = keys[i], value = values[i];
-    if (key != "fuse" || (value != "0" && value != "1")) {
+    const bool on = value == "1" || value == "True", off = value == "0" || value == "False";  // as Python writes bools
+    if (key != "fuse" || (!on && !off)) {
       throw std::invalid_argument("option " + key + "=" + value + " is not known; there is fuse=0 and fuse=1");
     }
-    ours->fuse = value == "1";
+    ours->fuse = on;
   }
   ours->delegate.data = ours.get();
   ours->delegate.prepare = prepare_delegate;

@@ -42,7 +42,10 @@ int64_t channels_of(const Tensor& tensor) {
 class UnitBuilder {
  public:
   UnitBuilder(const Context* context, const Operation& conv) : context_(context) {
-    if (conv.inputs.empty() || conv.outputs.size() != 1) throw std::invalid_argument("LceBconv2d lacks inputs");
+    if (conv.inputs.empty()) throw std::invalid_argument("it has no inputs");
+    if (conv.outputs.size() != 1) {
+      throw std::invalid_argument("it has " + std::to_string(conv.outputs.size()) + " outputs, expected 1");
+    }
     unit.conv = conv;
     unit.input = conv.inputs[0];
     unit.output = conv.outputs[0];
@@ -171,7 +174,7 @@ bool stays_together(Context* context, const Unit& unit) {
   DelegateParams* parts = nullptr;
   int count = 0;
   const IntArray* nodes = reinterpret_cast<const IntArray*>(list.data());
-  if (context->preview(context, nodes, &parts, &count) != kOk || count != 1 || !parts) return false;
+  if (!context->preview || context->preview(context, nodes, &parts, &count) != kOk || count != 1 || !parts) return false;
   return parts->outputs && parts->outputs->size == 1 && parts->outputs->data[0] == unit.output;
 }
 

@@ -421,8 +421,8 @@ class Dequantize : public OneToOne {
     if (y.type == kInt8) {
       const double one = std::round(1.0f / y.params.scale), zero = y.params.zero_point;
       if (!(y.params.scale > 0)) refuse("y has no quantization");
-      plus = static_cast<int8_t>(std::min(zero + one, 127.0));
-      minus = static_cast<int8_t>(std::max(zero - one, -128.0));
+      plus = static_cast<int8_t>(std::clamp(zero + one, -128.0, 127.0));
+      minus = static_cast<int8_t>(std::clamp(zero - one, -128.0, 127.0));
     }
     nhwc_unpack(rows_, channels_, x, plus, minus, data_of<int8_t>(y, count, "y"));
   }

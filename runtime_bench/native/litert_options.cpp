@@ -1,5 +1,6 @@
 #include "litert_options.h"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 
@@ -8,6 +9,8 @@ namespace {
 
 // Of the format's types, those that can hold what we look for.
 enum Kind { kInt = 1, kUint = 2, kIndirectInt = 6, kIndirectUint = 7, kMap = 9, kBool = 26 };
+
+constexpr size_t kLongestName = 64;  // of those that we look for none is longer
 
 // A flexbuffer is read from its end: offsets lead backwards, and sizes stand in front of what they measure.
 class Bytes {
@@ -39,11 +42,14 @@ class Bytes {
     return at - bytes;
   }
 
+  // At most kLongestName characters: many names may lie at one place, and be read again and again.
   std::string text(size_t at) const {
     require(at, 1);
-    const void* end = std::memchr(data_ + at, 0, size_ - at);
-    if (!end) refuse();
-    return std::string(reinterpret_cast<const char*>(data_ + at));
+    const size_t most = std::min(kLongestName, size_ - at);
+    const void* end = std::memchr(data_ + at, 0, most);
+    if (!end && most < kLongestName) refuse();
+    return std::string(reinterpret_cast<const char*>(data_ + at),
+                       end ? static_cast<const uint8_t*>(end) - data_ - at : most);
   }
 
   void require(size_t at, size_t bytes) const {

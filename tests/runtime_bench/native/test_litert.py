@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,34 @@ def test_larqs_interpreter_gives_the_same(run: Any, require: Callable[[str], Non
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max(), err_msg=name)
         else:
             np.testing.assert_array_equal(ours, theirs, err_msg=name)
+
+
+def test_fuse_is_a_bool_or_a_digit(run: Any) -> None:
+    case = unit_case(Conv(channels=40, outputs=20), Around(residual=True), np.random.default_rng(SEED))
+    for value in (True, False, 1, 0, "1", "0"):
+        case.check(run(case.network.file(), case.feeds, fuse=value)[0], value)
+    for value in ("yes", "", 2):
+        with pytest.raises(ValueError, match=f"fuse={value} is not known; there is fuse=0 and fuse=1"):
+            run(case.network.file(), case.feeds, fuse=value)
+
+
+def test_zero_points_beyond_8_bits_are_cut(run: Any) -> None:
+    """+1 and -1 are 4 steps from the zero point; what lies outside of 8 bits becomes their end."""
+    case = dequantize_case("int8", 40, np.random.default_rng(SEED))
+    minus = case.expected == case.expected.min()
+    for zero in (1000, 130, -130, -1000, 2**31 - 1, -(2**31)):
+        tensors = case.network.tensors | {"y": replace(case.network.tensors["y"], zero_point=zero)}
+        found = run(replace(case.network, tensors=tensors).file(), case.feeds)[0]
+        np.testing.assert_array_equal(found, np.clip(np.where(minus, zero - 4, zero + 4), -128, 127), err_msg=str(zero))
+
+
+def test_names_of_options_that_nobody_looks_for(run: Any) -> None:
+    """However long they are, and even if they begin as one of ours."""
+    case = conv_case(Conv(), np.random.default_rng(SEED))
+    op = case.network.operators[0]
+    more = {"a" * 63: 1, "b" * 64: 2, "c" * 65: 3, "channels_in" + "_" * 100_000: 4}
+    network = replace(case.network, operators=(replace(op, options=op.options | more),))
+    case.check(run(network.file(), case.feeds)[0])
 
 
 def test_other_sizes_after_fusing(library: str, host: str) -> None:

@@ -272,6 +272,8 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path) -> None:
         "the options are no whole flexbuffer map": replace(op, options=b"\x01\x02\x03"),
     }
     networks = {said: with_operator(conv.network, 0, changed) for said, changed in wrong.items()}
+    networks["it has 0 outputs, expected 1"] = with_operator(conv.network, 0, replace(op, outputs=()))
+    networks["it has no inputs"] = with_operator(conv.network, 0, replace(op, inputs=()))
     networks["x is [1, 6, 5, 3], expected 2 in the last axis"] = with_tensor(
         conv.network, "x", Tensor((1, 6, 5, 3), "int32")
     )
