@@ -85,10 +85,10 @@ def outdated(profile: Profile) -> str:
     if profile.device.fingerprint != machine.fingerprint():
         return ""
     format = file_format(profile.engine)
-    engine, files = LocalTarget().engine(format), "" if format == "onnx" else f" (with --engine {format})"
+    engine, how = LocalTarget().engine(format), "" if format == "onnx" else f"--engine {format}: "
     if profile.engine == engine:
         return ""
-    return f"measured with {profile.engine.text}, but here runs {engine.text}{files}"
+    return f"measured with {how}{profile.engine.text}, but here runs {engine.text}"
 
 
 def file_format(engine: EngineInfo) -> Format:

@@ -156,7 +156,9 @@ def _tflite_engine() -> EngineInfo:
         return EngineInfo(name=name, runtime=LceEngine.runtime, version=metadata.version(LceEngine.runtime))
     host = litert_engine.find_host()
     if host is None:
-        raise InputError("there is no LiteRT here, which .tflite files need: pip install 'bnas[litert]'")
+        raise InputError(
+            "nothing here runs .tflite files: pip install 'bnas[litert]', or 'bnas[tflite]', which writes them, too"
+        )
     return EngineInfo(
         name=native_library.litert_engine_name(),
         runtime=host,

@@ -97,6 +97,33 @@ def test_what_was_measured_is_found_again(profile: Path, capfd: pytest.CaptureFi
     assert load_profile(profile).calibration == fitted.calibration
 
 
+def test_the_engine_decides_which_file_is_meant(profile: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Runs in which the ONNX file took twice as long as the .tflite, and one without a .tflite."""
+    litert = EngineInfo(name="litert-native-neon", runtime="ai-edge-litert", version="2.3.0", operators="0.1.0")
+    about = {"native": ENGINE, "litert": litert}
+    for name, engine in about.items():
+        save_profile(load_profile(profile).model_copy(update={"engine": engine}), Path(f"{name}.yaml"))
+    folders = [benched(profile, seed) for seed in range(7)]
+    for folder in folders[:6]:
+        run = runs.open_run(folder)
+        bench = run.read("bench.json")
+        assert bench is not None
+        (onnx,) = bench["results"]
+        tflite = {**onnx, "label": "tflite", "engine": litert.name, **litert.model_dump(exclude={"name"})}
+        twin = {**tflite, "label": "int8 twin", "p50_ms": 99.0}
+        bench["results"] = [{**onnx, "p50_ms": 2 * onnx["p50_ms"]}, twin, tflite]
+        run.write("bench.json", bench)
+    document = calibrate(capfd, "litert.yaml", "--from", *folders)
+    fitted = load_profile("litert.yaml").calibration
+    assert fitted is not None and (fitted.a_ms, fitted.b) == pytest.approx((0.02, 1.5), rel=1e-3)
+    (left,) = document["left_out"]
+    assert left["run"] == str(folders[6])
+    assert f"benched with {ENGINE.text}, the profile is about {litert.text}" in left["reason"]
+    calibrate(capfd, "native.yaml", "--from", *folders[:6])
+    fitted = load_profile("native.yaml").calibration
+    assert fitted is not None and (fitted.a_ms, fitted.b) == pytest.approx((0.04, 3.0), rel=1e-3)
+
+
 def test_too_few_networks_change_nothing(profile: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folders = [benched(profile, 0, tag=number) for number in range(4)]  # one network, benched four times
     unbenched = runs.start({"seed": 9}, "run9", out=None, restart=False).folder

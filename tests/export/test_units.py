@@ -1,6 +1,7 @@
 """Every kind of workload, from the table of kinds, as a graph and a file of its own, and found again."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import onnxruntime
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 from bnas.export.graph import FloatOp, Graph
 from bnas.export.tflite_writer import to_tflite
 from bnas.export.twins import optimised_nodes
-from bnas.export.units import BITS, graph_workloads, unit_graph, unit_model
+from bnas.export.units import BITS, graph_file, graph_workloads, unit_graph, unit_model
 from bnas.profiles.errors import InputError
 from bnas.profiles.workload import FIXED, KINDS, Workload
+from bnas.runtime_bench.engines import open_engine
 
 ACTIVATIONS = [(), ("relu",), ("prelu",), ("rprelu",)]
 KEEPS_CHANNELS = ("norm", "relu", "quantize")
@@ -72,6 +74,16 @@ def test_a_workload_is_found_again_in_its_graph_and_runs(kind: str, data: st.Dat
     assert np.isfinite(result).all()
     read = sum(np.prod(shape) for name, shape in graph.inputs if name != "residual")
     assert read == workload.in_channels * workload.height * workload.width
+
+
+@pytest.mark.parametrize("format", ["onnx", "tflite"])
+def test_a_file_says_which_unit_it_is(format: Literal["onnx", "tflite"], require: Callable[[str], None]) -> None:
+    if format == "tflite":
+        require("larq_compute_engine")
+    workload = example("binary_conv", 1)
+    engine = open_engine(graph_file(unit_graph(workload), format, {"workload": workload.key}))
+    assert engine.metadata == {"workload": workload.key}
+    assert engine.input_shape == (64, 9, 8) and engine.input_layout == {"onnx": "NCHW", "tflite": "NHWC"}[format]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from bnas.profiles.schema import Row
+from bnas.profiles.schema import EngineInfo, Row
 from bnas.profiles.workload import FIXED, Workload
 from bnas.runtime_bench import table_builder
 from bnas.runtime_bench.devices import open_device
-from bnas.runtime_bench.devices.target import Target
+from bnas.runtime_bench.devices.target import FORMATS, Target
 from bnas.runtime_bench.table_builder import FLOOR_MS, build_rows, measure_networks
 
 NOTHING = Workload("average", 32, 1, 1, 1, 1)
@@ -104,8 +104,12 @@ def test_one_spoilt_round_does_not_count(here: Target, units: list, monkeypatch:
     assert [(r.p50_ms, r.count) for r in rows] == [(2.0, 30), (2.0, 30)]
 
 
-@pytest.mark.parametrize("damage", ["threads", "format", "text", "rows"])
-def test_rows_of_another_build_are_not_taken(here: Target, units: list, tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["engine", "threads", "format", "text", "rows"])
+def test_rows_of_another_build_are_not_taken(
+    here: Target, units: list, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = {name: EngineInfo(name=name, runtime=name, version="1") for name in FORMATS}
+    monkeypatch.setattr(type(here), "engine", lambda self, format: engines[format])
     partial = tmp_path / "partial.json"
     units = [units[0]]
     build_rows(here, units, seconds_per_row=0.02, partial_path=partial)
@@ -117,8 +121,8 @@ def test_rows_of_another_build_are_not_taken(here: Target, units: list, tmp_path
     if damage == "rows":
         document["rows"][0]["p50_ms"] = -1.0
     partial.write_text("{" if damage == "text" else json.dumps(document))
-    threads = 2 if damage == "threads" else 1
-    rows = build_rows(here, units, seconds_per_row=0.02, partial_path=partial, threads=threads)
+    threads, format = 2 if damage == "threads" else 1, FORMATS[damage == "engine"]
+    rows = build_rows(here, units, seconds_per_row=0.02, partial_path=partial, threads=threads, format=format)
     assert rows[0].p90_ms < 12345.0
 
 
