@@ -39,7 +39,7 @@ class LiteRtEngine:
     def __init__(self, data: bytes, where: str, threads: int, extra_outputs: Sequence[str] = ()) -> None:
         host = find_host()
         if host is None:
-            raise InputError(f"{where} needs LiteRT: pip install 'bnas[litert]'")
+            raise InputError(f"{where} {_no_host()}")
         content = tflite_bytes.parse(data, where)
         ours = any(name.startswith(_OURS) for name in content.operators)
         self.name = native_library.litert_engine_name() if ours else BUILTIN
@@ -67,7 +67,7 @@ class LiteRtEngine:
             self._interpreter.get_input_details(),
             self._interpreter.get_output_details(),
         )
-        self.shapes = [network_file.fixed_shape(entry["shape"].tolist(), where) for entry in self._input_details]
+        self.shapes = [network_file.fixed_shape(_shape(entry), where) for entry in self._input_details]
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -78,6 +78,9 @@ class LiteRtEngine:
 
     def run_all(self, x: np.ndarray) -> dict[str, np.ndarray]:
         network_file.check_images(x, self.shapes, self._where)
+        expected = np.dtype(self._input_details[0]["dtype"])
+        if x.dtype != expected:
+            raise InputError(f"{self._where} takes values of {expected.name}, got {x.dtype.name}")
         return dict(zip(self.outputs, self.predict([x]), strict=True))
 
     def predict(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -114,14 +117,37 @@ class LiteRtEngine:
             self._interpreter.set_tensor(entry["index"], np.ascontiguousarray(value))
 
 
+def _shape(entry: dict[str, Any]) -> list[int]:
+    """An input's, with -1 for free axes but the first, which the interpreter takes as 1 or as the file says."""
+    shape, signature = entry["shape"].tolist(), entry["shape_signature"].tolist()
+    return [*shape[:1], *signature[1:]] if len(shape) == len(signature) else shape
+
+
 def find_host() -> str | None:
-    """The package of HOSTS whose interpreter is taken, without importing it; None if none is installed."""
-    for package, module in HOSTS.items():
-        try:
-            if importlib.util.find_spec(module.partition(".")[0]) is not None:
-                return package
-        except ValueError:  # half removed from sys.modules
-            continue
+    """The first package of HOSTS whose interpreter can be imported; None if there is none."""
+    return next((package for package in HOSTS if _installed(package) and _import_error(package) is None), None)
+
+
+def _no_host() -> str:
+    """What is said of a file where `find_host` finds none."""
+    for package in filter(_installed, HOSTS):
+        reason = " ".join(str(_import_error(package)).split())
+        return f"needs LiteRT, and {package} cannot be imported ({reason}); install a version for this system"
+    return "needs LiteRT: pip install 'bnas[litert]'"
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(HOSTS[package].partition(".")[0]) is not None
+    except ValueError:  # half removed from sys.modules
+        return False
+
+
+def _import_error(package: str) -> Exception | None:
+    try:
+        _host(package)
+    except Exception as error:  # a missing or older library of the system's, another numpy, ...: whatever they raise
+        return error
     return None
 
 

@@ -55,8 +55,10 @@ def new_outputs(names: Sequence[str], known: Iterable[str], present: Iterable[st
 
 
 def fixed_shape(shape: Sequence[object], where: str) -> tuple[int, ...]:
-    """An input's shape, with 1 for a free batch axis. Raises InputError if another axis is free."""
-    if not shape or any(not (isinstance(size, int) and size > 0) for size in shape[1:]):
+    """An input's shape, with 1 for a free batch axis. Raises InputError if another axis is free, or there are none."""
+    if not shape:
+        raise InputError(f"{where}: an input is a single value, expected a batch; export it with a constant instead")
+    if any(not (isinstance(size, int) and size > 0) for size in shape[1:]):
         raise InputError(f"{where}: input shape {list(shape)} is not fixed; export it with fixed height and width")
     return tuple(size if isinstance(size, int) and size > 0 else 1 for size in shape)
 
