@@ -17,8 +17,25 @@ METADATA_NAME = "bnas"
 _SUBGRAPHS, _OPERATOR_CODES, _BUFFERS, _METADATA = 2, 1, 4, 6  # of the model
 _TENSORS, _INPUTS, _OUTPUTS, _OPERATORS = 0, 1, 2, 3  # of a subgraph
 _SHAPE, _BUFFER, _NAME = 0, 2, 3  # of a tensor
-_CUSTOM_CODE = 1  # of an operator code
+_SHORT_CODE, _CUSTOM_CODE, _BUILTIN_CODE = 0, 1, 3  # of an operator code; the first is one byte
 _OPCODE, _OPERATOR_INPUTS, _OPERATOR_OUTPUTS, _CUSTOM_OPTIONS = 0, 1, 2, 5  # of an operator
+_CUSTOM = 32  # the code of operators that have a name in place of a number
+# The first input that may be absent (-1), for each builtin operator that has such inputs: its bias, or a part of a
+# recurrent cell. Runtimes crash where another one is absent.
+_FIRST_OPTIONAL = {
+    3: 2,  # CONV_2D
+    4: 2,  # DEPTHWISE_CONV_2D
+    9: 2,  # FULLY_CONNECTED
+    16: 1,  # LSTM
+    27: 3,  # SVDF
+    44: 1,  # UNIDIRECTIONAL_SEQUENCE_LSTM
+    46: 9,  # BIDIRECTIONAL_SEQUENCE_RNN
+    52: 1,  # BIDIRECTIONAL_SEQUENCE_LSTM
+    67: 3,  # TRANSPOSE_CONV
+    132: 2,  # CONV_3D
+    141: 3,  # CONV_3D_TRANSPOSE
+    _CUSTOM: 0,  # they look for themselves
+}
 _ENTRY_NAME, _ENTRY_BUFFER = 0, 1  # of an entry of the metadata
 
 
@@ -62,7 +79,7 @@ def parse(data: bytes, where: str) -> TfliteContent:
 def _content(data: bytes) -> TfliteContent:
     model = _Table(data, _follow(data, 0))
     buffers = [table.octets(0) for table in model.tables(_BUFFERS)]
-    codes = [_operator_name(code) for code in model.tables(_OPERATOR_CODES)]
+    codes = [_operator_code(code) for code in model.tables(_OPERATOR_CODES)]
     graphs = list(model.tables(_SUBGRAPHS))
     operators = set()
     for graph in graphs:
@@ -75,7 +92,11 @@ def _content(data: bytes) -> TfliteContent:
                 if not -1 <= index < len(tensors):
                     raise ValueError("an operator names a tensor that there is not")
             operator.octets(_CUSTOM_OPTIONS)
-            if name := codes[operator.number(_OPCODE)]:
+            builtin, name = codes[operator.number(_OPCODE)]
+            inputs = operator.integers(_OPERATOR_INPUTS)
+            if -1 in inputs[: _FIRST_OPTIONAL.get(builtin, len(inputs))]:
+                raise ValueError(f"operator {builtin} lacks its input {inputs.index(-1)}")
+            if name is not None:
                 operators.add(name)
     if not graphs:
         raise ValueError("no network in it")
@@ -98,9 +119,10 @@ def _content(data: bytes) -> TfliteContent:
     )
 
 
-def _operator_name(code: "_Table") -> str | None:
-    """The custom name; None for a builtin operator."""
-    return code.text(_CUSTOM_CODE) if code.field(_CUSTOM_CODE) is not None else None
+def _operator_code(code: "_Table") -> tuple[int, str | None]:
+    """The number of a builtin operator, and the name of a custom one. Old files have numbers in one byte."""
+    builtin = max(code.byte(_SHORT_CODE), code.number(_BUILTIN_CODE))
+    return builtin, code.text(_CUSTOM_CODE) if code.field(_CUSTOM_CODE) is not None else None
 
 
 def _metadata(model: "_Table", buffers: Sequence[bytes]) -> dict[str, Any]:
@@ -129,6 +151,10 @@ class _Table:
     def number(self, field: int) -> int:
         at = self.field(field)
         return 0 if at is None else _unpack(self._data, "<I", at)
+
+    def byte(self, field: int) -> int:
+        at = self.field(field)
+        return 0 if at is None else _unpack(self._data, "<B", at)
 
     def octets(self, field: int) -> bytes:
         first, count = self._vector(field, 1)

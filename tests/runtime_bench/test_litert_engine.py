@@ -1,10 +1,12 @@
 """Files of Larq Compute Engine in stock LiteRT on our kernels: as an engine, on threads, again and again."""
 
+import importlib.util
 import re
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,12 @@ import pytest
 
 import bnas
 from bnas.profiles.errors import InputError
-from bnas.runtime_bench import native_library, tflite_bytes
+from bnas.runtime_bench import litert_engine, native_library, tflite_bytes
 from bnas.runtime_bench.engines import may_claim_speedup, open_engine
 from bnas.runtime_bench.litert_engine import LiteRtEngine, find_host
 
 from .native.conftest import missing
-from .native.litert_files import Around, Case, Conv, unit_case
+from .native.litert_files import Around, Case, Conv, Network, Op, Tensor, quantize_case, schema, unit_case
 
 CYCLES = 300
 MOST_GROWTH_KB = 1024  # over the second half of the cycles; a delegate that is kept holds more than 10 kB
@@ -168,9 +170,91 @@ def test_spoilt_bytes_never_raise_anything_else(case: Case) -> None:
     assert min(outcomes.values()) > 20, outcomes
 
 
-def test_more_outputs_are_what_the_schema_reads(case: Case) -> None:
-    from .native.litert_files import schema
+def without_input(op: str, inputs: int, missing: int) -> bytes:
+    """A file with one operator of `inputs` inputs, one of them absent."""
+    names = [f"x{i}" for i in range(inputs)]
+    tensors = {name: Tensor((1, 4, 4, 8)) for name in (*names, "y")}
+    present = tuple(None if i == missing else name for i, name in enumerate(names))
+    return Network(tensors, (Op(op, present, ("y",)),), tuple(names), ("y",)).file()
 
+
+def test_absent_inputs_are_refused_where_runtimes_crash() -> None:
+    """TensorFlow Lite's schema and kernels: only biases and parts of recurrent cells are optional."""
+    optional = {"CONV_2D": {2}, "CONV_3D": {2}, "LceBconv2d": set(range(5))}
+    counts = {"ADD": 2, "SUB": 2, "PRELU": 2, "RELU": 1, "CONV_2D": 3, "CONV_3D": 3, "LceBconv2d": 5}
+    for op, count in counts.items():
+        for missing_one in range(count):
+            file = without_input(op, count, missing_one)
+            if missing_one in optional.get(op, ()):
+                tflite_bytes.parse(file, "model")
+                continue
+            code = getattr(schema().BuiltinOperator, op)
+            with pytest.raises(InputError, match=rf"\(operator {code} lacks its input {missing_one}\)"):
+                open_engine(file)
+
+
+def test_operators_with_optional_inputs_are_those_of_the_schema() -> None:
+    codes = vars(schema().BuiltinOperator)
+    biased = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3, "CONV_3D": 2}
+    biased |= {"CONV_3D_TRANSPOSE": 3, "SVDF": 3, "BIDIRECTIONAL_SEQUENCE_RNN": 9, "CUSTOM": 0}
+    cells = dict.fromkeys(["LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM", "BIDIRECTIONAL_SEQUENCE_LSTM"], 1)
+    assert {codes[name]: first for name, first in (biased | cells).items()} == tflite_bytes._FIRST_OPTIONAL
+
+
+def test_only_the_batch_may_be_free(case: Case) -> None:
+    def with_signature(*signature: int) -> bytes:
+        tensors = case.network.tensors | {"x": replace(case.network.tensors["x"], signature=signature)}
+        return replace(case.network, tensors=tensors).file()
+
+    engine = open_engine(with_signature(-1, 40, 41, 64))
+    assert engine.input_shape == (64, 40, 41)
+    np.testing.assert_allclose(engine.run(case.feeds["x"]), case.expected, rtol=0, atol=case.tolerance)
+    for free in ((1, -1, -1, 64), (-1, 40, -1, 64), (-1, 40, 41, -1)):
+        with pytest.raises(InputError, match=r"input shape \[1, .*-1.*\] is not fixed; export it with fixed height"):
+            open_engine(with_signature(*free))
+
+
+def test_a_single_value_is_no_input() -> None:
+    tensors = {"x": Tensor((1, 4)), "s": Tensor(()), "y": Tensor((1, 4))}
+    with pytest.raises(InputError, match="model: an input is a single value, expected a batch"):
+        open_engine(Network(tensors, (Op("ADD", ("x", "s"), ("y",)),), ("x", "s"), ("y",)).file())
+
+
+def test_values_of_another_type_are_refused() -> None:
+    case = quantize_case("int8", 40, np.random.default_rng(0))
+    engine = open_engine(case.network.file())
+    np.testing.assert_array_equal(engine.run(case.feeds["x"]), case.expected)
+    with pytest.raises(InputError, match="model takes values of int8, got float32"):
+        engine.run(case.feeds["x"].astype(np.float32))
+
+
+BROKEN = {
+    "library": "raise OSError('libm.so.6: version `GLIBC_2.99\\' not found\\n(required by it)')",
+    "import": "import no_such_module_at_all",
+    "binary": "raise AttributeError('_ARRAY_API not found')",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_host_that_is_there_but_broken(
+    kind: str, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one is taken, or Larq's interpreter; without either there is one line with the reason."""
+    name = f"broken_{kind}"
+    (tmp_path / f"{name}.py").write_text(BROKEN[kind] + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(litert_engine, "HOSTS", {"broken": name} | litert_engine.HOSTS)
+    assert open_engine(case.network.file()).runtime == find_host() != "broken"
+    monkeypatch.setattr(litert_engine, "HOSTS", {"broken": name})
+    assert find_host() is None
+    with pytest.raises(InputError, match="model needs LiteRT, and broken cannot be imported ") as refused:
+        open_engine(case.network.file(), tflite="litert")
+    assert "\n" not in str(refused.value)
+    if importlib.util.find_spec("larq_compute_engine") is not None:
+        assert open_engine(case.network.file()).runtime == "larq-compute-engine"
+
+
+def test_more_outputs_are_what_the_schema_reads(case: Case) -> None:
     classes: Callable[..., object] = schema().ModelT.InitFromPackedBuf
     content = tflite_bytes.parse(case.network.file(), "model")
     model = classes(content.with_outputs(["conv", "w"]), 0)

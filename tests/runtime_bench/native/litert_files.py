@@ -14,20 +14,21 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TYPES = {"float32": 0, "int32": 2, "bool": 6, "int8": 9}  # of the schema
-BUILTINS = {"ADD": 0, "RELU": 19, "CUSTOM": 32, "SUB": 41, "PRELU": 54}
+BUILTINS = {"ADD": 0, "CONV_2D": 3, "RELU": 19, "CUSTOM": 32, "SUB": 41, "PRELU": 54, "CONV_3D": 132}
 ACTIVATIONS = {"none": (0, -math.inf, math.inf), "relu": (1, 0, math.inf), "relu1": (2, -1, 1), "relu6": (3, 0, 6)}
 SCHEMAS = ("ai_edge_litert.schema_py_generated", "tensorflow.lite.python.schema_py_generated")
 
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """data: of a constant. scale, zero_point: of 8 bits."""
+    """data: of a constant. scale, zero_point: of 8 bits. signature: the shape, with -1 for axes that are free."""
 
     shape: tuple[int, ...]
     type: str = "float32"
     data: Array | None = None
     scale: float | None = None
     zero_point: int = 0
+    signature: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -387,6 +388,8 @@ def _pack(network: Network) -> bytes:
     for name, tensor in network.tensors.items():
         made = s.TensorT()
         made.name, made.shape, made.type = name.encode(), list(tensor.shape), TYPES[tensor.type]
+        if tensor.signature is not None:
+            made.shapeSignature = list(tensor.signature)
         if tensor.data is not None:
             buffer = s.BufferT()
             buffer.data = np.frombuffer(np.ascontiguousarray(tensor.data).tobytes(), np.uint8)
@@ -400,7 +403,8 @@ def _pack(network: Network) -> bytes:
     for op in network.operators:
         operator, code = s.OperatorT(), s.OperatorCodeT()
         operator.opcodeIndex = len(model.operatorCodes)
-        code.builtinCode = code.deprecatedBuiltinCode = BUILTINS.get(op.name, BUILTINS["CUSTOM"])
+        code.builtinCode = BUILTINS.get(op.name, BUILTINS["CUSTOM"])
+        code.deprecatedBuiltinCode = min(code.builtinCode, 127)
         if op.name not in BUILTINS:
             code.customCode = op.name.encode()
             options = op.options if isinstance(op.options, bytes) else flexbuffers.Dumps(op.options or {})
