@@ -174,7 +174,8 @@ bool stays_together(Context* context, const Unit& unit) {
   DelegateParams* parts = nullptr;
   int count = 0;
   const IntArray* nodes = reinterpret_cast<const IntArray*>(list.data());
-  if (!context->preview || context->preview(context, nodes, &parts, &count) != kOk || count != 1 || !parts) return false;
+  if (!context->preview || context->preview(context, nodes, &parts, &count) != kOk || count != 1 || !parts)
+    return false;
   return parts->outputs && parts->outputs->size == 1 && parts->outputs->data[0] == unit.output;
 }
 
