@@ -79,6 +79,7 @@ def do_bench(
     A bench of a run, or one with `out`, keeps what it has measured; the same command goes on with it.
     """
     settings.check_seconds(seconds)
+    settings.check_device(device, threads)
     if compare and len(targets) < 2:
         raise InputError(f"--compare needs at least two files, got {len(targets)}")
     if not compare and len(targets) > 1:
@@ -98,10 +99,12 @@ def do_bench(
     place = run.path("bench.json") if run and out is None else out
     partial = place.with_name(f".{place.stem}.partial.json") if place else None
 
+    from bnas.profiles.schema import load_profile
     from bnas.runtime_bench.compare import bench_files
     from bnas.runtime_bench.devices import ConnectionLost, open_device
 
     # What can be missing here is asked for before anything is measured.
+    profile = load_profile(run.path("profile.yaml")) if run is not None else None
     images = settings.load_data(run.config["data"], report) if run is not None and accuracy else None
     try:
         with (
@@ -121,8 +124,9 @@ def do_bench(
                     for label, path in files.items()
                     if path.suffix == ".onnx"
                 }
-            if run is not None:
-                document = {"run": str(run.folder), **document, "predicted": _predicted(run, document, target)}
+            if run is not None and profile is not None:
+                predicted = _predicted(run, profile, document, target)
+                document = {"run": str(run.folder), **document, "predicted": predicted}
             if run is not None and images is not None:
                 document["accuracy"] = _accuracy(run, images, files, target, counts[-1], report)
     except ConnectionLost as error:
@@ -179,11 +183,8 @@ def _without_a_program(files: dict[str, Path], target: Target) -> dict[str, str]
     }
 
 
-def _predicted(run: runs.Run, document: dict, target: Target) -> dict:
+def _predicted(run: runs.Run, profile: Profile, document: dict, target: Target) -> dict:
     """The run's prediction and, where it is about this device and engine, how far the measured median is from it."""
-    from bnas.profiles.schema import load_profile
-
-    profile = load_profile(run.path("profile.yaml"))
     found = run.read("search.json") or {}
     predicted = {
         "profile": profile.name,

@@ -34,6 +34,8 @@ DEVICE = typer.Option("local", "--device", help="local, ssh://[user@]host[:port]
 CPUS = typer.Option(None, "--cpus", help="Bind to these processors, for example 0-3 or 4,5.")
 KEEP = typer.Option(False, "--keep", help="Leave the runner on the device, for next time.")
 
+MANY_THREADS = 256  # more than any device has
+
 _LIMIT = re.compile(r"\s*([-+]?[\d.]+(?:e[-+]?\d+)?)\s*(ms|us|µs|s)?\s*", re.IGNORECASE)
 _MS = {"ms": 1.0, "us": 1e-3, "µs": 1e-3, "s": 1e3}
 
@@ -54,6 +56,15 @@ def check_seconds(seconds: float) -> None:
     """Raises InputError unless it is a time to measure for."""
     if not 0 < seconds < math.inf:
         raise InputError(f"--seconds {seconds} must be positive and finite")
+
+
+def check_device(url: str, threads: int | None) -> None:
+    """What can be said before the device is asked. Raises InputError for a URL or a number that cannot be."""
+    from bnas.runtime_bench import machine
+    from bnas.runtime_bench.devices.address import parse
+
+    here = parse(url).kind == "local"
+    thread_counts(threads, machine.usable_cores() if here else MANY_THREADS)
 
 
 def thread_counts(asked: int | None, cores: int) -> list[int]:
