@@ -91,6 +91,10 @@ def _content(data: bytes) -> TfliteContent:
             for index in (*operator.integers(_OPERATOR_INPUTS), *operator.integers(_OPERATOR_OUTPUTS)):
                 if not -1 <= index < len(tensors):
                     raise ValueError("an operator names a tensor that there is not")
+            if any(
+                index >= 0 and _is_constant(tensors[index], buffers) for index in operator.integers(_OPERATOR_OUTPUTS)
+            ):
+                raise ValueError("an operator writes a constant")  # runtimes write there, too
             operator.octets(_CUSTOM_OPTIONS)
             builtin, name = codes[operator.number(_OPCODE)]
             inputs = operator.integers(_OPERATOR_INPUTS)
@@ -117,6 +121,11 @@ def _content(data: bytes) -> TfliteContent:
         output_field=field,
         output_indices=outputs,
     )
+
+
+def _is_constant(tensor: "_Table", buffers: Sequence[bytes]) -> bool:
+    number = tensor.number(_BUFFER)  # 0: none
+    return number != 0 and len(buffers[number]) > 0
 
 
 def _operator_code(code: "_Table") -> tuple[int, str | None]:

@@ -193,6 +193,16 @@ def test_absent_inputs_are_refused_where_runtimes_crash() -> None:
                 open_engine(file)
 
 
+def test_files_that_write_their_constants_are_refused() -> None:
+    """Stock operators crash there, or change the file's bytes in memory, as ours would."""
+    for op in ("ADD", "LceBconv2d"):
+        inputs = ("a", "b", None, None, None)[: 2 if op == "ADD" else 5]
+        y = Tensor((1, 4), data=np.zeros((1, 4), np.float32))
+        tensors = {"a": Tensor((1, 4)), "b": Tensor((1, 4)), "y": y}
+        with pytest.raises(InputError, match=r"not a whole TFLite file \(an operator writes a constant\)"):
+            open_engine(Network(tensors, (Op(op, inputs, ("y",)),), ("a", "b"), ("y",)).file())
+
+
 def test_operators_with_optional_inputs_are_those_of_the_schema() -> None:
     codes = vars(schema().BuiltinOperator)
     biased = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3, "CONV_3D": 2}
