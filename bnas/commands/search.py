@@ -141,7 +141,7 @@ def do_search(
     device_profile = load_profile(profile)
     if reason := settings.outdated(device_profile):
         raise InputError(
-            f"profile {profile} was {reason}; measure again: bnas profiles build --device local --space {space} "
+            f"profile {profile} was {reason}; measure again: {settings.rebuild(device_profile)} --space {space} "
             f"--threads {device_profile.threads} --out {profile}"
         )
     images = settings.load_data(data, report)

@@ -95,11 +95,14 @@ def outdated(profile: Profile) -> str:
 
     if profile.device.fingerprint != machine.fingerprint():
         return ""
+    engine = LocalTarget().engine(file_format(profile.engine))
+    return "" if profile.engine == engine else f"measured with {profile.engine.text}, but here runs {engine.text}"
+
+
+def rebuild(profile: Profile) -> str:
+    """The command that measures this machine's profile again, without space and file."""
     format = file_format(profile.engine)
-    engine, how = LocalTarget().engine(format), "" if format == "onnx" else f"--engine {format}: "
-    if profile.engine == engine:
-        return ""
-    return f"measured with {how}{profile.engine.text}, but here runs {engine.text}"
+    return "bnas profiles build --device local" + ("" if format == "onnx" else f" --engine {format}")
 
 
 def file_format(engine: EngineInfo) -> Format:

@@ -192,7 +192,7 @@ def _latency_table(profile: str) -> LatencyTable:
 
     known = load_profile(profile)
     if reason := settings.outdated(known):
-        raise InputError(f"profile {profile} was {reason}; measure again: bnas profiles build --device local")
+        raise InputError(f"profile {profile} was {reason}; measure again: {settings.rebuild(known)}")
     return LatencyTable(known)
 
 
