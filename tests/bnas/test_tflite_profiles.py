@@ -61,9 +61,8 @@ def test_the_engine_decides_what_a_prediction_is_compared_with(
     engine, results, wanted = CASES[case]
     monkeypatch.setattr(LocalTarget, "bound_gmacs", lambda self: None)
     run = runs.start({}, "run", out=tmp_path / "run", restart=False)
-    save_profile(profile_of(engine), run.path("profile.yaml"))
     run.write("search.json", {"run": "run", "predicted_ms": 2.0, "prediction": "2 ms"})
-    found = _predicted(run, {"results": results}, LocalTarget())
+    found = _predicted(run, profile_of(engine), {"results": results}, LocalTarget())
     if isinstance(wanted, float):
         assert found["comparable"] and found["measured_ms"] == wanted
         assert found["deviation"] == pytest.approx(wanted / 2.0 - 1)
@@ -80,7 +79,8 @@ def test_a_profile_is_compared_with_the_engine_of_its_own_files(
     old = TFLITE.model_copy(update=change)
     save_profile(profile_of(old), "old.yaml")
     line = fails("search", "--profile", "old.yaml")
-    assert f"measured with --engine tflite: {old.text}, but here runs {TFLITE.text}" in line
+    assert f"measured with {old.text}, but here runs {TFLITE.text}" in line
+    assert "measure again: bnas profiles build --device local --engine tflite --space tiny" in line
     elsewhere = profile_of(old).model_copy(update={"device": Device(name="local", fingerprint="0123456789ab")})
     assert settings.outdated(elsewhere) == ""
 
