@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -10,9 +11,9 @@ import numpy as np
 from bnas.profiles.errors import InputError
 from bnas.profiles.schema import EngineInfo
 
-from . import native_library, network_file
+from . import machine, native_library, network_file
 from .lce_engine import LceEngine
-from .litert_engine import LiteRtEngine, find_host
+from .litert_engine import LiteRtEngine, find_host, host_version
 from .ort_engine import FUNCTION_FLOAT, OrtEngine
 
 # They stand in for a fast one: float function bodies, LCE's portable kernels, and ours that are the specification.
@@ -77,13 +78,13 @@ def open_engine(
         raise InputError(f"threads must be at least 1, got {threads}")
     data, where, suffix = network_file.read(source)
     if suffix == ".tflite":
-        engine = TFLITE_ENGINES[tflite or _tflite_engine()]
+        engine = TFLITE_ENGINES[tflite or _tflite_runtime()]
         return engine(data, where, threads, extra_outputs)
     path = None if isinstance(source, bytes) else Path(source)
     return OrtEngine(data, where, threads, extra_outputs, kernels=kernels, path=path)
 
 
-def _tflite_engine() -> TfliteEngine:
+def _tflite_runtime() -> TfliteEngine:
     ready = find_host() is not None and native_library.litert_library() is not None
     return "lce" if not ready and importlib.util.find_spec("larq_compute_engine") is not None else "litert"
 
@@ -98,6 +99,24 @@ def onnx_engine() -> EngineInfo:
         runtime="onnxruntime",
         version=onnxruntime.__version__,
         operators=native_library.version() if built else None,
+    )
+
+
+def tflite_engine() -> EngineInfo:
+    """What executes Larq's operators in .tflite files in this process. Raises InputError if nothing does."""
+    if _tflite_runtime() == "lce":
+        name = "lce" if machine.is_arm64() else "lce-portable"
+        return EngineInfo(name=name, runtime=LceEngine.runtime, version=metadata.version(LceEngine.runtime))
+    host = find_host()
+    if host is None:
+        raise InputError(
+            "nothing here runs .tflite files: pip install 'bnas[litert]', or 'bnas[tflite]', which writes them, too"
+        )
+    return EngineInfo(
+        name=native_library.litert_engine_name(),
+        runtime=host,
+        version=host_version(host),
+        operators=native_library.litert_version(),
     )
 
 

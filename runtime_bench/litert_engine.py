@@ -128,6 +128,11 @@ def find_host() -> str | None:
     return next((package for package in HOSTS if _installed(package) and _import_error(package) is None), None)
 
 
+def host_version(package: str) -> str:
+    """Of a package that `find_host` found."""
+    return _host(package)[2]
+
+
 def _no_host() -> str:
     """What is said of a file where `find_host` finds none."""
     for package in filter(_installed, HOSTS):

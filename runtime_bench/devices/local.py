@@ -9,7 +9,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ import numpy as np
 from bnas.profiles.errors import InputError
 from bnas.profiles.schema import EngineInfo
 
-from .. import engines, litert_engine, machine, native_library, network_file
-from ..engines import Engine, onnx_engine, open_engine
-from ..lce_engine import LceEngine
+from .. import machine, native_library, network_file
+from ..engines import Engine, onnx_engine, open_engine, tflite_engine
 from ..measure import timer
 from ..ort_engine import OrtEngine
 from . import trace
@@ -79,7 +77,7 @@ class LocalTarget:
         return native_library.bound_gmacs()
 
     def engine(self, format: Format = "onnx") -> EngineInfo:
-        return onnx_engine() if format == "onnx" else _tflite_engine()
+        return onnx_engine() if format == "onnx" else tflite_engine()
 
     def open(self, source: Path | bytes, threads: int = 1, *, kernels: bool = True) -> LocalSession:
         return LocalSession(open_engine(source, threads, kernels=kernels))
@@ -147,24 +145,6 @@ class LocalSession:
         if self._engine is None:
             raise ValueError("the session is closed")
         return self._engine
-
-
-def _tflite_engine() -> EngineInfo:
-    """What executes Larq's operators in .tflite files in this process. Raises InputError if nothing does."""
-    if engines._tflite_engine() == "lce":
-        name = "lce" if machine.is_arm64() else "lce-portable"
-        return EngineInfo(name=name, runtime=LceEngine.runtime, version=metadata.version(LceEngine.runtime))
-    host = litert_engine.find_host()
-    if host is None:
-        raise InputError(
-            "nothing here runs .tflite files: pip install 'bnas[litert]', or 'bnas[tflite]', which writes them, too"
-        )
-    return EngineInfo(
-        name=native_library.litert_engine_name(),
-        runtime=host,
-        version=litert_engine._host(host)[2],
-        operators=native_library.litert_version(),
-    )
 
 
 @contextmanager
