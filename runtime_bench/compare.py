@@ -262,10 +262,12 @@ def _key(
     target: Target, environment: Mapping[str, Any], files: Mapping[str, Path], seconds: float, blocks: int
 ) -> dict[str, Any]:
     """What must be the same for blocks of an interrupted bench to be worth keeping."""
+    tflite = target.local and any(Path(path).suffix.lower() == ".tflite" for path in files.values())
+    engines = [target.engine(), *([target.engine("tflite")] if tflite else [])]
     return {
         "files": {label: _sha256(Path(path)) for label, path in files.items()},
         "device": [target.url, target.fingerprint(), environment.get("cpus")],
-        "engine": target.engine().text,
+        "engines": [engine.text for engine in engines],
         "seconds": seconds,
         "blocks": blocks,
         "bnas": metadata.version("bnas"),
