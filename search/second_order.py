@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from .double_backward import QuickDoubleBackward
+
 Loss = Callable[[], Tensor]  # at the present values; the same call gives the same
 
 SHIFT = 0.01  # how far `Difference` moves the weights, all together; as published
@@ -29,7 +31,8 @@ class Exact:
 
     def __init__(self, loss: Loss, model: nn.Module) -> None:
         weights = trained(model)
-        value = loss()
+        with QuickDoubleBackward():
+            value = loss()
         self._slope = torch.autograd.grad(value, weights, create_graph=True, allow_unused=True, materialize_grads=True)
 
     def slope(self) -> list[Tensor]:
