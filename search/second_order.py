@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .double_backward import QuickDoubleBackward
+from .quick_backward import QuickBackward
 
 Loss = Callable[[], Tensor]  # at the present values; the same call gives the same
 
@@ -31,7 +31,7 @@ class Exact:
 
     def __init__(self, loss: Loss, model: nn.Module) -> None:
         weights = trained(model)
-        with QuickDoubleBackward():
+        with QuickBackward():
             value = loss()
         self._slope = torch.autograd.grad(value, weights, create_graph=True, allow_unused=True, materialize_grads=True)
 

@@ -15,6 +15,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from ..quick_backward import QuickBackward
 from ..second_order import Exact, Loss, Products, gradients, length, trained, undisturbed
 from .bilevel import Method, Problem, search
 from .task import SearchResult, SearchTask
@@ -34,7 +35,9 @@ def amended(
     second_order.PRODUCTS.
     """
     weights, alphas = trained(problem.model), problem.alphas
-    found = gradients(problem.validation(), [*alphas, *weights])
+    with QuickBackward():
+        held_out = problem.validation()
+    found = gradients(held_out, [*alphas, *weights])
     direct, v = found[: len(alphas)], found[len(alphas) :]
     with undisturbed(problem.model):
         training = products(problem.train, problem.model)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from ..quick_backward import QuickBackward
 from ..second_order import Exact, Loss, Products, gradients, length, moved, trained, undisturbed
 from .bilevel import Method, Problem, search
 from .task import SearchResult, SearchTask
@@ -26,7 +27,9 @@ def unrolled(problem: Problem, products: Callable[[Loss, nn.Module], Products] =
     with undisturbed(problem.model):
         training = products(problem.train, problem.model)
         with moved(weights, training.slope(), -problem.rate):
-            found = gradients(problem.validation(), [*alphas, *weights])
+            with QuickBackward():
+                held_out = problem.validation()
+            found = gradients(held_out, [*alphas, *weights])
         direct, v = found[: len(alphas)], found[len(alphas) :]
         mixed = training(v, alphas)
     problem.notes["second order"] = problem.rate * length(mixed) / length(direct).clamp(min=1e-12)

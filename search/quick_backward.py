@@ -1,8 +1,9 @@
-"""Convolution and batch-norm as PyTorch has them, with second derivatives that cost about what first ones do.
+"""Grouped convolution and batch-norm as PyTorch has them, with backward passes that cost what they should.
 
 PyTorch differentiates the backward pass of a grouped convolution by one convolution for each group, hundreds for a
-depthwise one, and that of a batch-norm by some thirty passes over the image. Together that was half of a product with a
-Hessian in the space of MobileNet blocks. Values and derivatives are PyTorch's, up to the order of sums.
+depthwise one, and that of a batch-norm by some thirty passes over the image. oneDNN's weight gradients of depthwise 5x5
+and 7x7 convolutions take 10 to 25 times as long as they need. In the space of MobileNet blocks that was more than half
+of a product with a Hessian. Values and derivatives are PyTorch's, up to the order of sums.
 """
 
 from collections.abc import Callable
@@ -18,11 +19,12 @@ aten = torch.ops.aten
 Pair: TypeAlias = tuple[int, int]
 
 
-class QuickDoubleBackward(TorchFunctionMode):
-    """Within, what is computed has a graph whose gradients are quick to differentiate again, once.
+class QuickBackward(TorchFunctionMode):
+    """Within, what is computed has a graph that is quick to differentiate, once and twice.
 
     Only the forward pass has to be inside. A third derivative raises RuntimeError where there is a batch-norm. What
-    the operators of this module do not cover (autocast, eval mode) is left to PyTorch.
+    the operators of this module do not cover (autocast, eval mode) is left to PyTorch, and so are convolutions without
+    groups, whose derivatives are quick.
     """
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -39,7 +41,7 @@ def conv2d(
     groups: int = 1,
 ) -> Tensor:
     """F.conv2d. x: [N, C, H, W] -> [N, O, H', W']."""
-    if isinstance(padding, str) or x.dim() != 4 or torch.is_autocast_enabled(x.device.type):
+    if groups == 1 or isinstance(padding, str) or x.dim() != 4 or torch.is_autocast_enabled(x.device.type):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     y = Conv.apply(x, weight, Geometry(_pair(stride), _pair(padding), _pair(dilation), groups))
     return y if bias is None else y + bias.view(1, -1, 1, 1)
@@ -113,7 +115,7 @@ def depthwise_weight_gradient(x: Tensor, y: Tensor, kernel: torch.Size, at: Geom
     """[N, C, H, W] and [N, C, H', W'] -> [C, 1, *kernel]: each image's channel correlated with that of the gradient.
 
     That is a depthwise convolution of N * C channels, stride and dilation in exchanged roles, and of as many products
-    as the forward pass. PyTorch's way (oneDNN) is as quick for 3x3 and took 10 to 25 times as long for 5x5 and 7x7.
+    as the forward pass. For 3x3 oneDNN's way is as quick.
     """
     channels = len(x) * x.shape[1]
     one_image = x.reshape(1, channels, *x.shape[2:])
