@@ -1,9 +1,9 @@
 #include "conv.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <memory>
+#include <numeric>
 
 #include "plan.h"
 #include "reference.h"
@@ -13,34 +13,31 @@ namespace bnas {
 namespace {
 
 constexpr int64_t kRunPixels = 1024;  // pixels packed at once, before they are placed into planes, or one row
+constexpr int64_t kBatchBytes = int64_t{1} << 20;   // float pixels of the images that are worked on at once
+constexpr int64_t kPackBytes = int64_t{256} << 10;  // float pixels worth handing over to another thread
 constexpr int64_t kCountsSlack = 64;  // `count` may write that far past a strip
 constexpr int64_t kMaxStrip = 512;
 
-// The packed slab that a thread worked on last. Kept, because fresh pages cost more than the convolution, and because
-// the next task of a thread is mostly another range of channels of the same slab.
-struct Planes {
-  std::unique_ptr<uint8_t[]> buffer;
-  std::vector<uint32_t> words;  // of a run of pixels, and of one row of output columns
-  size_t size = 0;
-  uint64_t call = 0;
-  int64_t slab = 0;
+// Memory of a thread that is kept, because fresh pages cost more than the convolution.
+class Room {
+ public:
+  uint8_t* bytes(size_t size) {  // on a cache line. Throws std::bad_alloc
+    if (size_ < size) {
+      size_ = 0;
+      buffer_.reset();
+      buffer_.reset(new uint8_t[size + 64]());
+      size_ = size;
+    }
+    return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(buffer_.get()) + 63) / 64 * 64);
+  }
 
-  uint8_t* cells() const {
-    return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(buffer.get()) + 63) / 64 * 64);
-  }
-  void reserve(size_t bytes, size_t run) {  // throws std::bad_alloc
-    if (words.size() < run) words.resize(run);
-    if (size >= bytes) return;
-    call = 0;
-    size = 0;
-    buffer.reset();
-    buffer.reset(new uint8_t[bytes + 64]());
-    size = bytes;
-  }
+ private:
+  std::unique_ptr<uint8_t[]> buffer_;
+  size_t size_ = 0;
 };
 
-thread_local Planes planes;
-std::atomic<uint64_t> calls{0};
+thread_local Room planes;   // of the images that a call works on, for all its threads
+thread_local Room run_room;  // words of a run of pixels, and of one row of output columns
 
 uint32_t weight_word(const uint8_t* bytes, int64_t word, int64_t channels) {
   uint32_t value = 0;
@@ -83,29 +80,28 @@ struct Work {
 
   int64_t run_pixels() const { return std::max(kRunPixels, shape.width); }
 
-  // Packs one slab. `fill(channel, n, pixel, pixels, words)` gives the signs of n channels for a run of pixels.
+  // Packs rows [begin, end), if there are any, of plan.row_cells of one image, where cells of padding are 0 already. `fill(channel, n, pixel, pixels, words)` gives the signs of n
+  // channels for a run of pixels.
   template <typename Fill>
-  void pack(int64_t slab, uint8_t* cells, uint32_t* words, const Fill& fill) const {
-    std::memset(cells, 0, static_cast<size_t>(plan.slab_cells * isa.cell_bytes));
-    const int64_t base = slab * plan.slab_rows * shape.stride_h - shape.pad_top;
-    const int64_t begin = std::max<int64_t>(base, 0),
-                  end = std::min(base + static_cast<int64_t>(plan.row_cells.size()), shape.height);
+  void pack(int64_t begin, int64_t end, uint8_t* cells, const Fill& fill) const {
+    uint32_t* words = reinterpret_cast<uint32_t*>(
+        run_room.bytes(static_cast<size_t>(run_pixels() + plan.out_width) * sizeof(uint32_t)));
+    const int64_t top = std::clamp(shape.pad_top, begin, end), bottom = std::clamp(shape.pad_top + shape.height, top, end);
     for (int64_t group = 0; group < shape.groups; ++group) {
       for (size_t first = 0; first < plan.sources.size();) {  // sources of one word follow each other
         size_t last = first + 1;
         while (last < plan.sources.size() && plan.sources[last].word == plan.sources[first].word) ++last;
         const int64_t channel = group * shape.group_channels() + plan.sources[first].word * kWordBits;
-        for (int64_t row = begin; row < end;) {
+        for (int64_t row = top; row < bottom;) {
           int64_t rows = 0;  // that follow each other, are read by some kernel row, and fit into a run
-          while (row + rows < end && (rows + 1) * shape.width <= run_pixels() && row_cell(row + rows - base) >= 0) {
-            ++rows;
+          while (row + rows < bottom && (rows + 1) * shape.width <= run_pixels() && row_cell(row + rows) >= 0) ++rows;
+          if (rows > 0) {
+            fill(channel, plan.sources[first].bits, (row - shape.pad_top) * shape.width, rows * shape.width, words);
           }
-          if (rows > 0) fill(channel, plan.sources[first].bits, row * shape.width, rows * shape.width, words);
           for (int64_t r = 0; r < rows; ++r) {
-            const int64_t cell = row_cell(row + r - base);
             for (size_t i = first; i < last; ++i) {
               place_row(plan.sources[i], words + r * shape.width, words + run_pixels(),
-                        cells + (plan.source_cells[i] + cell) * isa.cell_bytes);
+                        cells + (plan.source_cells[i] + row_cell(row + r)) * isa.cell_bytes);
             }
           }
           row += std::max<int64_t>(rows, 1);
@@ -140,16 +136,16 @@ struct Work {
     if (source.taps > 1) isa.place(row, 1, plan.out_width, cells, plan.cell_plane);
   }
 
-  // The blocks [first, last), numbered through all groups, of one packed slab: body(job, channel, channels, positions).
+  // The blocks [first, last), numbered through all groups, of output rows [row, row + rows):
+  // body(job, channel, channels, positions).
   template <typename Body>
-  void for_blocks(int64_t slab, int64_t first, int64_t last, const uint8_t* cells, const Body& body) const {
-    const int64_t rows = std::min(plan.slab_rows, shape.out_height() - slab * plan.slab_rows);
+  void for_blocks(int64_t row, int64_t rows, int64_t first, int64_t last, const uint8_t* cells, const Body& body) const {
     Counting job;
     job.offsets = plan.offsets.data();
     job.steps = static_cast<int64_t>(plan.offsets.size());
     for (int64_t block = first; block < last; ++block) {
       const int64_t group = block / group_blocks(), in_group = block % group_blocks() * isa.block;
-      job.cells = cells + group * plan.source_cells.back() * isa.cell_bytes;
+      job.cells = cells + (group * plan.source_cells.back() + row * plan.out_width) * isa.cell_bytes;
       job.weights = weights + block * job.steps * isa.block;
       body(job, group * shape.group_outputs() + in_group,
            static_cast<int>(std::min<int64_t>(isa.block, shape.group_outputs() - in_group)), rows * plan.out_width);
@@ -168,27 +164,83 @@ struct Work {
     }
   }
 
-  // Runs body(image, slab, range, cells) for each image, slab and range < ranges, with that slab packed in cells.
+  // Runs body(image, row, rows, range, cells) for each image, slab of output rows and range < ranges, with what these
+  // rows read packed in `cells`. `overwrites`: body writes y where x is.
   template <typename Fill, typename Body>
-  void run(const Host& host, int64_t ranges, const Fill& fill, const Body& body) const {
-    const size_t bytes = static_cast<size_t>((plan.slab_cells + kOverread) * isa.cell_bytes);
-    const size_t run = static_cast<size_t>(run_pixels() + plan.out_width);
-    const uint64_t call = ++calls;
-    run_tasks(host, shape.batch * plan.slabs * ranges, [&](int64_t task) {
-      const int64_t range = task % ranges, image_slab = task / ranges;
-      const int64_t image = image_slab / plan.slabs, slab = image_slab % plan.slabs;
-      planes.reserve(bytes, run);
-      if (planes.call != call || planes.slab != image_slab) {
-        pack(slab, planes.cells(), planes.words.data(), [&](auto... of_run) { fill(image, of_run...); });
-        planes.call = call;
-        planes.slab = image_slab;
-      }
-      body(image, slab, range, planes.cells());
-    });
+  void run(const Host& host, int64_t ranges, bool overwrites, const Fill& fill, const Body& body) const {
+    const int64_t image_bytes = shape.channels * shape.height * shape.width * 4;
+    const int64_t most = std::clamp<int64_t>(kBatchBytes / std::max<int64_t>(image_bytes, 1), 1, shape.batch);
+    const bool apart = ranges > 1 || (overwrites && shape.stride_h > 1);  // all is packed before the tasks
+    const std::vector<int64_t> rows = apart ? all_rows() : shared_rows();
+    const int64_t row_bytes = image_bytes / shape.height, chunk = std::max<int64_t>(1, kPackBytes / row_bytes);
+
+    const int64_t cells_bytes = plan.image_cells * isa.cell_bytes;
+    uint8_t* cells = planes.bytes(static_cast<size_t>(most * cells_bytes + kOverread * isa.cell_bytes));
+    for (int64_t first = 0; first < shape.batch; first += most) {
+      const int64_t images = std::min(most, shape.batch - first), listed = static_cast<int64_t>(rows.size());
+      if (plan.padded) std::memset(cells, 0, static_cast<size_t>(images * cells_bytes));
+      const auto pack_rows = [&](int64_t image, int64_t begin, int64_t end) {
+        pack(begin, end, cells + image * cells_bytes, [&](auto... of_run) { fill(first + image, of_run...); });
+      };
+      run_tasks(host, ceil_div(images * listed, chunk), [&](int64_t task) {
+        const int64_t end = std::min((task + 1) * chunk, images * listed);
+        for (int64_t i = task * chunk; i < end;) {  // rows of one image that follow each other are one run
+          const int64_t image = i / listed, row = rows[static_cast<size_t>(i % listed)];
+          int64_t n = 1;
+          while (i + n < end && (i + n) / listed == image && rows[static_cast<size_t>((i + n) % listed)] == row + n) ++n;
+          pack_rows(image, row, row + n);
+          i += n;
+        }
+      });
+      run_tasks(host, images * plan.slabs * ranges, [&](int64_t task) {
+        const int64_t range = task % ranges, slab = task / ranges % plan.slabs, image = task / ranges / plan.slabs;
+        if (!apart) {
+          const int64_t begin = slab > 0 ? std::max(plan.last_read(slab - 1), plan.first_read(slab)) : 0;
+          const int64_t end = plan.last_read(slab);
+          pack_rows(image, begin, slab + 1 < plan.slabs ? std::min(plan.first_read(slab + 1), end) : end);
+        }
+        const int64_t row = plan.first_row(slab);
+        body(first + image, row, plan.first_row(slab + 1) - row, range, cells + image * cells_bytes);
+      });
+    }
+  }
+
+  std::vector<int64_t> all_rows() const {
+    std::vector<int64_t> rows(plan.row_cells.size());
+    std::iota(rows.begin(), rows.end(), 0);
+    return rows;
+  }
+
+  // Rows that more than one slab reads.
+  std::vector<int64_t> shared_rows() const {
+    std::vector<int64_t> rows;
+    for (int64_t slab = 0; slab + 1 < plan.slabs; ++slab) {
+      int64_t row = plan.first_read(slab + 1);
+      if (!rows.empty()) row = std::max(row, rows.back() + 1);
+      for (; row < plan.last_read(slab); ++row) rows.push_back(row);
+    }
+    return rows;
   }
 };
 
 }  // namespace
+
+std::vector<Finish> make_finishes(const ConvShape& shape, const Affine& affine) {
+  const auto neutral = [](PerChannel p, float value) { return p.count == 1 && p.values[0] == value; };
+  const bool rectify = !neutral(affine.slope, 1) || !neutral(affine.shift_in, 0) || !neutral(affine.shift_out, 0);
+  const auto each = [](PerChannel p) {
+    return [values = p.values, step = p.count == 1 ? 0 : 1](int64_t channel) { return values[channel * step]; };
+  };
+  const auto scale = each(affine.scale), bias = each(affine.bias), slope = each(affine.slope);
+  const auto shift_in = each(affine.shift_in), shift_out = each(affine.shift_out);
+  const float fan_in = static_cast<float>(shape.fan_in()), added = affine.residual ? 0.0f : affine.residual_value;
+  std::vector<Finish> finishes;
+  finishes.reserve(static_cast<size_t>(shape.out_channels));
+  for (int64_t i = 0; i < shape.out_channels; ++i) {
+    finishes.push_back(make_finish(fan_in, scale(i), bias(i) + added, rectify, shift_in(i), slope(i), shift_out(i)));
+  }
+  return finishes;
+}
 
 BinaryConv::BinaryConv(const ConvShape& shape, const uint8_t* w_packed, const Path& path) : path_(path) {
   const int64_t channels = shape.group_channels(), bytes = ceil_div(channels, 8);
@@ -233,42 +285,34 @@ std::shared_ptr<const Plan> BinaryConv::plan_for(const ConvShape& shape) const {
 }
 
 template <typename Fill>
-void BinaryConv::run_to_float(const ConvShape& shape, const Fill& fill, const Affine& affine, float* y,
+void BinaryConv::run_to_float(const ConvShape& shape, const void* x, const Fill& fill, const Affine& affine, float* y,
                               const Host& host) const {
   const Isa& isa = *path_.isa;
   const std::shared_ptr<const Plan> plan = plan_for(shape);
   const Work work{isa, shape, *plan, weights_.data()};
   const int64_t out_pixels = shape.out_height() * shape.out_width(), blocks = shape.groups * work.group_blocks();
-  const auto neutral = [](PerChannel p, float value) { return p.count == 1 && p.values[0] == value; };
-  const bool rectify = !neutral(affine.slope, 1) || !neutral(affine.shift_in, 0) || !neutral(affine.shift_out, 0);
-
-  const auto each = [](PerChannel p) {
-    return [values = p.values, step = p.count == 1 ? 0 : 1](int64_t channel) { return values[channel * step]; };
-  };
-  const auto scale = each(affine.scale), bias = each(affine.bias), slope = each(affine.slope);
-  const auto shift_in = each(affine.shift_in), shift_out = each(affine.shift_out);
-  const float fan_in = static_cast<float>(shape.fan_in()), added = affine.residual ? 0.0f : affine.residual_value;
-
-  work.run(host, plan->ranges, fill, [&](int64_t image, int64_t slab, int64_t range, const uint8_t* cells) {
+  std::vector<Finish> made;
+  if (!affine.finishes) made = make_finishes(shape, affine);
+  const Finish* finishes = affine.finishes ? affine.finishes->data() : made.data();
+  const bool overwrites = static_cast<const void*>(y) == x;
+  const auto make = [&](int64_t image, int64_t row, int64_t rows, int64_t range, const uint8_t* cells) {
     const int64_t first = range * plan->range_blocks, last = std::min(first + plan->range_blocks, blocks);
-    const int64_t origin = image * shape.out_channels * out_pixels + slab * plan->slab_rows * plan->out_width;
-    work.for_blocks(slab, first, last, cells, [&](const Counting& job, int64_t c, int channels, int64_t positions) {
-      Finish finish[kMaxBlock];
-      for (int o = 0; o < channels; ++o) {
-        const int64_t i = c + o;
-        finish[o] = {fan_in, scale(i), bias(i) + added, rectify, shift_in(i), slope(i), shift_out(i)};
-      }
+    const int64_t origin = image * shape.out_channels * out_pixels + row * plan->out_width;
+    const auto finish_block = [&](const Counting& job, int64_t c, int channels, int64_t positions) {
+      const Finish* ends = finishes + c;
       const float* residual = affine.residual ? affine.residual + origin + c * out_pixels : nullptr;
       float* target = y + origin + c * out_pixels;
-      if (isa.unit) return isa.unit(job, finish, channels, positions, residual, target, out_pixels);
+      if (isa.unit) return isa.unit(job, ends, channels, positions, residual, target, out_pixels);
       work.count(job, positions, channels, [&](int64_t start, int64_t n, const int32_t* counts, int64_t stride) {
         for (int o = 0; o < channels; ++o) {
           const int64_t offset = o * out_pixels + start;
-          isa.finish(finish[o], counts + o * stride, residual ? residual + offset : nullptr, target + offset, n);
+          isa.finish(ends[o], counts + o * stride, residual ? residual + offset : nullptr, target + offset, n);
         }
       });
-    });
-  });
+    };
+    work.for_blocks(row, rows, first, last, cells, finish_block);
+  };
+  work.run(host, plan->ranges, overwrites, fill, make);
 }
 
 void BinaryConv::run(const ConvShape& shape, const float* x, PerChannel shift, const Affine& affine, float* y,
@@ -279,13 +323,13 @@ void BinaryConv::run(const ConvShape& shape, const float* x, PerChannel shift, c
     path_.isa->pack(x + (image * shape.channels + channel) * pixels + pixel, pixels, shift.values + channel * step,
                     step, n, run, words);
   };
-  run_to_float(shape, fill, affine, y, host);
+  run_to_float(shape, x, fill, affine, y, host);
 }
 
 void BinaryConv::run_from_bits(const ConvShape& shape, const uint32_t* x, const Affine& affine, float* y,
                                const Host& host) const {
   if (!path_.isa) return reference::conv_from_bits(shape, packed_.data(), x, affine, y);
-  run_to_float(shape, fill_from_bits(shape, x), affine, y, host);
+  run_to_float(shape, x, fill_from_bits(shape, x), affine, y, host);
 }
 
 void BinaryConv::run_bits(const ConvShape& shape, const uint32_t* x, const int32_t* thresholds, uint32_t* y,
@@ -301,10 +345,9 @@ void BinaryConv::run_bits(const ConvShape& shape, const uint32_t* x, const int32
   const bool apart = shape.groups == 1 || shape.group_outputs() % kWordBits == 0;
   const int64_t ranges = apart ? plan->ranges : 1, range_blocks = apart ? plan->range_blocks : blocks;
 
-  const auto make = [&](int64_t image, int64_t slab, int64_t range, const uint8_t* cells) {
+  const auto make = [&](int64_t image, int64_t row, int64_t rows, int64_t range, const uint8_t* cells) {
     uint32_t* out = y + image * out_words * out_pixels;
-    const int64_t begin = slab * plan->slab_rows * plan->out_width;
-    const int64_t end = std::min(begin + plan->slab_rows * plan->out_width, out_pixels);
+    const int64_t begin = row * plan->out_width, end = begin + rows * plan->out_width;
     const int64_t first_block = range * range_blocks, last_block = std::min(first_block + range_blocks, blocks);
     const int64_t last_word = last_block == blocks ? out_words : last_block * isa.block / kWordBits;
     for (int64_t word = first_block * isa.block / kWordBits; word < last_word; ++word) {
@@ -323,9 +366,9 @@ void BinaryConv::run_bits(const ConvShape& shape, const uint32_t* x, const int32
         }
       });
     };
-    work.for_blocks(slab, first_block, last_block, cells, finish);
+    work.for_blocks(row, rows, first_block, last_block, cells, finish);
   };
-  work.run(host, ranges, fill_from_bits(shape, x), make);
+  work.run(host, ranges, false, fill_from_bits(shape, x), make);
 }
 
 void pack_signs(const Path& path, int64_t batch, int64_t channels, int64_t pixels, const float* x, PerChannel shift,

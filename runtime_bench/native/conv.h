@@ -31,7 +31,11 @@ struct Affine {
   PerChannel scale, bias, slope, shift_in, shift_out;  // of out_channels
   const float* residual;                               // [batch, out_channels, out_height, out_width], or null
   float residual_value;                                // added where residual is null
+  const std::vector<Finish>* finishes = nullptr;       // of all this but the residual, so that a run need not make them
 };
+
+// What `affine` does to each output channel.
+std::vector<Finish> make_finishes(const ConvShape& shape, const Affine& affine);
 
 struct Plan;
 
@@ -46,7 +50,8 @@ class BinaryConv {
   // check(shape) must be empty, and all but batch, height and width as in the constructor.
   // Throws std::bad_alloc or std::length_error if there is no room for the packed image.
 
-  // float -> float. x: [batch, channels, height, width], bit = (x < shift); y: [batch, out_channels, oh, ow].
+  // float -> float. x: [batch, channels, height, width], bit = (x < shift); y: [batch, out_channels, oh, ow]. y may be x
+  // itself or affine.residual, or both.
   void run(const ConvShape& shape, const float* x, PerChannel shift, const Affine& affine, float* y,
            const Host& host) const;
 
@@ -61,7 +66,8 @@ class BinaryConv {
 
  private:
   template <typename Fill>
-  void run_to_float(const ConvShape& shape, const Fill& fill, const Affine& affine, float* y, const Host& host) const;
+  void run_to_float(const ConvShape& shape, const void* x, const Fill& fill, const Affine& affine, float* y,
+                    const Host& host) const;
   std::shared_ptr<const Plan> plan_for(const ConvShape& shape) const;  // the last one is kept
 
   Path path_;

@@ -25,8 +25,27 @@ struct Finish {
   float fan_in;  // K
   float scale, bias;
   bool rectify;                      // whether there is an activation
-  float shift_in, slope, shift_out;  // read if rectify
+  float shift_in, slope, shift_out;  // 0, 1, 0 unless rectify
+
+  // The same from 2^23 + count: act((2^23 + count - middle) * step + start + residual), where the difference is exact.
+  // Only if `finite`: twice the scale or its sum with the bias may be no number.
+  float middle, step, start;
+  bool finite;
 };
+
+// K, scale and bias of a channel; then rectify, shift_in, slope and shift_out as above.
+inline Finish make_finish(float fan_in, float scale, float bias, bool rectify, float shift_in, float slope,
+                          float shift_out) {
+  Finish f{fan_in, scale, bias, rectify, 0, 1, 0, 8388608.0f + static_cast<float>(static_cast<int32_t>(fan_in) / 2),
+           -2 * scale, bias, true};
+  // The half of an odd K goes into the bias. The shift in front of the activation must not: beside a residual the sum
+  // of bias and shift may be larger than all that the definition computes, and rounds accordingly.
+  if (static_cast<int32_t>(fan_in) % 2) f.start = bias + scale;
+  if (rectify) f.shift_in = shift_in, f.slope = slope, f.shift_out = shift_out;
+  const float sum = bias + scale;
+  f.finite = f.step - f.step == 0 && sum - sum == 0;
+  return f;
+}
 
 struct Isa {
   const char* name;
@@ -34,6 +53,7 @@ struct Isa {
   int cell_bytes;      // 4: a cell is a word, 32 channels; 1: a byte
   int cells_per_word;  // planes that a word's 32 channels are spread over
   int block;           // output channels counted together, at most kMaxBlock, a divisor of 32
+  int lanes;           // positions in a register
   int64_t strip;       // positions counted at once
   int32_t count_base;  // what `count` adds to every count
 

@@ -47,10 +47,14 @@ void pack(const float* x, int64_t plane, const float* shift, int64_t shift_step,
   for (; p + kRun * kLanes <= pixels; p += kRun * kLanes) {
     pack_pixels<kRun>(x + p, plane, shift, shift_step, channels, 0xffff, words + p);
   }
-  for (; p < pixels; p += kLanes) {
-    const __mmask16 rest = pixels - p >= kLanes ? 0xffff : static_cast<__mmask16>((1u << (pixels - p)) - 1);
-    pack_pixels<1>(x + p, plane, shift, shift_step, channels, rest, words + p);
-  }
+  if (p == pixels) return;
+  const int64_t left = pixels - p, last = (left - 1) % kLanes + 1;
+  const __mmask16 rest = static_cast<__mmask16>((1u << last) - 1);
+  const auto tail = left <= kLanes       ? pack_pixels<1>
+                    : left <= 2 * kLanes ? pack_pixels<2>
+                    : left <= 3 * kLanes ? pack_pixels<3>
+                                         : pack_pixels<4>;
+  tail(x + p, plane, shift, shift_step, channels, rest, words + p);
 }
 
 void place(const uint32_t* words, int64_t step, int64_t n, void* cells, int64_t) {
@@ -62,7 +66,16 @@ void place(const uint32_t* words, int64_t step, int64_t n, void* cells, int64_t)
     _mm512_mask_storeu_epi32(target + i, rest, _mm512_maskz_loadu_epi32(rest, words + i));
     return;
   }
-  for (int64_t i = 0; i < n; ++i) target[i] = words[i * step];
+  int64_t i = 0;
+  if (step == 2) {  // reads the word behind the last one it wants, so there must be one more
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    for (; i + kLanes < n; i += kLanes) {
+      const uint32_t* from = words + 2 * i;
+      const __m512i low = _mm512_loadu_si512(from), high = _mm512_loadu_si512(from + kLanes);
+      _mm512_storeu_si512(target + i, _mm512_permutex2var_epi32(low, even, high));
+    }
+  }
+  for (; i < n; ++i) target[i] = words[i * step];
 }
 
 uint32_t weight_cell(uint32_t word, int) { return word; }
@@ -75,6 +88,8 @@ constexpr int32_t kBase = 0x4b000000;
 //   half = ones ^ a ^ u      next = half ^ b ^ v      carry = majority(ones, a ^ u, b ^ v) = f(ones, half, next)
 constexpr int kXor3 = 0x96;   // x ^ y ^ z
 constexpr int kCarry = 0x5c;  // of half, ones, next
+// The ones are counted at the end, with 3 instructions, so for few words a plain sum is better.
+constexpr int64_t kWorthCarrying = 6;
 
 inline __attribute__((always_inline)) __m512i broadcast(const uint32_t* weight) {
   __m512i value;
@@ -82,11 +97,35 @@ inline __attribute__((always_inline)) __m512i broadcast(const uint32_t* weight) 
   return value;
 }
 
-// sum = kBase + the counts of O outputs at P registers of positions.
+// sum += the counts of one step for O outputs at P registers of positions.
 template <int P, int O>
+inline __attribute__((always_inline)) void add_step(const uint32_t* cells, const uint32_t* weights,
+                                                    __m512i (&sum)[O][P]) {
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
+    const __m512i a = _mm512_loadu_si512(cells + p * kLanes);
+#pragma GCC unroll 8
+    for (int o = 0; o < O; ++o) {
+      const __m512i differ = _mm512_xor_si512(a, _mm512_set1_epi32(static_cast<int>(weights[o])));
+      sum[o][p] = _mm512_add_epi32(sum[o][p], _mm512_popcnt_epi32(differ));
+    }
+  }
+}
+
+// sum = kBase + the counts of O outputs at P registers of positions.
+template <bool kCarries, int P, int O>
 inline __attribute__((always_inline)) void count_tile(const Counting& job, const uint32_t* weights, int64_t position,
                                                       __m512i (&sum)[O][P]) {
   const uint32_t* cells = static_cast<const uint32_t*>(job.cells) + position;
+  if (!kCarries) {
+#pragma GCC unroll 8
+    for (int o = 0; o < O; ++o) {
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) sum[o][p] = _mm512_set1_epi32(kBase);
+    }
+    for (int64_t s = 0; s < job.steps; ++s) add_step<P, O>(cells + job.offsets[s], weights + s * kBlock, sum);
+    return;
+  }
   __m512i twos[O][P], ones[O][P];
 #pragma GCC unroll 8
   for (int o = 0; o < O; ++o) {
@@ -129,26 +168,19 @@ inline __attribute__((always_inline)) void count_tile(const Counting& job, const
       sum[o][p] = _mm512_add_epi32(_mm512_slli_epi32(twos[o][p], 1), _mm512_popcnt_epi32(ones[o][p]));
     }
   }
-  if (job.steps & 1) {
-#pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) {
-      const __m512i a = _mm512_loadu_si512(cells + *end + p * kLanes);
-#pragma GCC unroll 8
-      for (int o = 0; o < O; ++o) {
-        const __m512i differ = _mm512_xor_si512(a, _mm512_set1_epi32(static_cast<int>(weights[o])));
-        sum[o][p] = _mm512_add_epi32(sum[o][p], _mm512_popcnt_epi32(differ));
-      }
-    }
-  }
+  if (job.steps & 1) add_step<P, O>(cells + *end, weights, sum);
 }
 
 // Covers registers of positions with tiles: tile(P, i) for P registers from the i-th on.
 template <typename Tile>
 inline __attribute__((always_inline)) void for_tiles(int64_t registers, const Tile& tile) {
   int64_t i = 0;
-  for (; i + kTile <= registers; i += kTile) tile(Constant<kTile>{}, i);
-  if (registers - i == 2) tile(Constant<2>{}, i);
-  if (registers - i == 1) tile(Constant<1>{}, i);
+  while (registers - i > 4 || registers - i == 3) {  // 4 are better made as 2 and 2
+    tile(Constant<kTile>{}, i);
+    i += kTile;
+  }
+  for (; registers - i >= 2; i += 2) tile(Constant<2>{}, i);
+  if (registers > i) tile(Constant<1>{}, i);
 }
 
 // `count_tile` for few positions: lane 2 o + k has output o of kBlock at position k of a pair, for T pairs.
@@ -197,7 +229,7 @@ template <int P, int O>
 inline __attribute__((always_inline)) void store_counts(const Counting& job, int o, int64_t position, int32_t* counts,
                                                         int64_t stride) {
   __m512i sum[O][P];
-  count_tile<P, O>(job, job.weights + o, position, sum);
+  count_tile<true, P, O>(job, job.weights + o, position, sum);
 #pragma GCC unroll 8
   for (int q = 0; q < O; ++q) {
 #pragma GCC unroll 4
@@ -214,42 +246,25 @@ void count(const Counting& job, int64_t first, int64_t positions, int channels, 
   });
 }
 
-// act((K - 2 count) * scale + bias + residual) from f = 2^23 + count: (f - (2^23 + K / 2)) * (-2 scale) + bias, where
-// the difference is exact; the half of an odd K goes into the bias. The shift in front of the activation must not:
-// beside a residual the sum of bias and shift may be larger than all that the definition computes, and rounds
-// accordingly. No activation is one with slope 1.
-struct Affine {
-  float middle, scale, bias, shift_in, slope, shift_out;
-
-  Affine() = default;
-  explicit Affine(const Finish& f) {
-    const int32_t fan_in = static_cast<int32_t>(f.fan_in);
-    middle = 8388608.0f + static_cast<float>(fan_in / 2);
-    scale = -2.0f * f.scale;
-    bias = fan_in % 2 ? f.bias + f.scale : f.bias;
-    shift_in = f.rectify ? f.shift_in : 0.0f;
-    slope = f.rectify ? f.slope : 1.0f;
-    shift_out = f.rectify ? f.shift_out : 0.0f;
-  }
-
-  bool shifts() const { return shift_in != 0 || shift_out != 0; }
-};
-
+// No activation is one with slope 1.
 template <bool kShift>
 struct Affines {  // the same in every lane
-  __m512 middle, scale, bias, shift_in, slope, shift_out;
+  __m512 middle, step, start, shift_in, slope, shift_out;
 
-  explicit Affines(const Affine& a)
-      : middle(_mm512_set1_ps(a.middle)),
-        scale(_mm512_set1_ps(a.scale)),
-        bias(_mm512_set1_ps(a.bias)),
-        shift_in(_mm512_set1_ps(a.shift_in)),
-        slope(_mm512_set1_ps(a.slope)),
-        shift_out(_mm512_set1_ps(a.shift_out)) {}
+  explicit Affines(const Finish& f)
+      : middle(_mm512_set1_ps(f.middle)),
+        step(_mm512_set1_ps(f.step)),
+        start(_mm512_set1_ps(f.start)),
+        shift_in(_mm512_set1_ps(f.shift_in)),
+        slope(_mm512_set1_ps(f.slope)),
+        shift_out(_mm512_set1_ps(f.shift_out)) {}
 
-  __m512 operator()(__m512i sum, __m512 residual) const {
-    __m512 v = _mm512_fmadd_ps(_mm512_sub_ps(_mm512_castsi512_ps(sum), middle), scale, bias);
-    v = _mm512_add_ps(v, residual);
+  __m512 operator()(__m512i sum, __m512 residual) const { return finish<true>(sum, residual); }
+
+  template <bool kResidual>
+  __m512 finish(__m512i sum, __m512 residual) const {
+    __m512 v = _mm512_fmadd_ps(_mm512_sub_ps(_mm512_castsi512_ps(sum), middle), step, start);
+    if (kResidual) v = _mm512_add_ps(v, residual);
     if (kShift) v = _mm512_sub_ps(v, shift_in);
     v = _mm512_mask_mul_ps(v, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ), v, slope);
     return kShift ? _mm512_add_ps(v, shift_out) : v;
@@ -269,14 +284,9 @@ void finish_plainly(const Finish& f, const int32_t* counts, const float* residua
   }
 }
 
-bool finite(const Finish& f) {
-  const float twice = 2.0f * f.scale, sum = f.bias + f.scale;
-  return twice - twice == 0 && sum - sum == 0;
-}
-
 void finish(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
-  if (!finite(f)) return finish_plainly(f, counts, residual, y, n);
-  const Affines<true> affine{Affine(f)};
+  if (!f.finite) return finish_plainly(f, counts, residual, y, n);
+  const Affines<true> affine(f);
   for (int64_t i = 0; i < n; i += kLanes) {
     const __mmask16 rest = n - i >= kLanes ? 0xffff : static_cast<__mmask16>((1u << (n - i)) - 1);
     const __m512 added = residual ? _mm512_maskz_loadu_ps(rest, residual + i) : _mm512_setzero_ps();
@@ -284,29 +294,29 @@ void finish(const Finish& f, const int32_t* counts, const float* residual, float
   }
 }
 
-template <int P, int O, bool kShift>
-inline __attribute__((always_inline)) void unit_tile(const Counting& job, const Affine* affine, int o, int64_t position,
+// `last`: the lanes of the last register that there are.
+template <bool kCarries, int P, int O, bool kShift, bool kResidual, bool kWhole>
+inline __attribute__((always_inline)) void unit_tile(const Counting& job, const Finish* ends, int o, int64_t position,
                                                      __mmask16 last, const float* residual, float* y, int64_t plane) {
   __m512i sum[O][P];
-  count_tile<P, O>(job, job.weights + o, position, sum);
+  count_tile<kCarries, P, O>(job, job.weights + o, position, sum);
 #pragma GCC unroll 8
   for (int q = 0; q < O; ++q) {
-    const Affines<kShift> finished(affine[o + q]);
-    float* target = y + (o + q) * plane + position;
-    // Without a residual the mask is empty, but reading nothing from an invalid address would be slow.
-    const float* added = residual ? residual + (o + q) * plane + position : target;
+    const Affines<kShift> finished(ends[o + q]);
+    const int64_t at = (o + q) * plane + position;
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
-      const __mmask16 kept = p == P - 1 ? last : __mmask16{0xffff};
-      const __m512 extra = _mm512_maskz_loadu_ps(residual ? kept : __mmask16{0}, added + p * kLanes);
-      _mm512_mask_storeu_ps(target + p * kLanes, kept, finished(sum[q][p], extra));
+      const __mmask16 kept = kWhole || p < P - 1 ? __mmask16{0xffff} : last;
+      const __m512 extra =
+          kResidual ? _mm512_maskz_loadu_ps(kept, residual + at + p * kLanes) : _mm512_setzero_ps();
+      _mm512_mask_storeu_ps(y + at + p * kLanes, kept, finished.template finish<kResidual>(sum[q][p], extra));
     }
   }
 }
 
 // The `left` <= 2 T positions from `position` on.
 template <int T, bool kShift>
-void unit_pairs(const Counting& job, const Affine* affine, int n, int64_t position, int64_t left, const float* residual,
+void unit_pairs(const Counting& job, const Finish* ends, int n, int64_t position, int64_t left, const float* residual,
                 float* y, int64_t plane) {
   int32_t counts[kBlock * 2 * T];
   count_pairs<T>(job, position, counts);
@@ -315,12 +325,12 @@ void unit_pairs(const Counting& job, const Affine* affine, int n, int64_t positi
     float* target = y + o * plane + position;
     const __m512 extra = residual ? _mm512_maskz_loadu_ps(kept, residual + o * plane + position) : _mm512_setzero_ps();
     const __m512i sum = _mm512_maskz_loadu_epi32(kept, counts + o * 2 * T);
-    _mm512_mask_storeu_ps(target, kept, Affines<kShift>(affine[o])(sum, extra));
+    _mm512_mask_storeu_ps(target, kept, Affines<kShift>(ends[o])(sum, extra));
   }
 }
 
-template <bool kShift>
-void unit_tiles(const Counting& job, const Affine* affine, int n, int64_t positions, const float* residual, float* y,
+template <bool kCarries, bool kShift, bool kResidual>
+void unit_tiles(const Counting& job, const Finish* ends, int n, int64_t positions, const float* residual, float* y,
                 int64_t plane) {
   int64_t registers = (positions + kLanes - 1) / kLanes;
   const int64_t left = (positions - 1) % kLanes + 1;  // in the last register
@@ -329,16 +339,23 @@ void unit_tiles(const Counting& job, const Affine* affine, int n, int64_t positi
   if (pairs) --registers;
   for_tiles(registers, [&](auto constant, int64_t i) {
     constexpr int P = decltype(constant)::value;
-    const __mmask16 last = !pairs && i + P == registers ? rest : __mmask16{0xffff};
+    const bool whole = pairs || left == kLanes || i + P < registers;
     int o = 0;
     for (; o + kOutputs <= n; o += kOutputs) {
-      unit_tile<P, kOutputs, kShift>(job, affine, o, i * kLanes, last, residual, y, plane);
+      if (whole) {
+        unit_tile<kCarries, P, kOutputs, kShift, kResidual, true>(job, ends, o, i * kLanes, rest, residual, y, plane);
+      } else {
+        unit_tile<kCarries, P, kOutputs, kShift, kResidual, false>(job, ends, o, i * kLanes, rest, residual, y, plane);
+      }
     }
-    for (; o < n; ++o) unit_tile<P, 1, kShift>(job, affine, o, i * kLanes, last, residual, y, plane);
+    const __mmask16 last = whole ? __mmask16{0xffff} : rest;
+    for (; o < n; ++o) {
+      unit_tile<kCarries, P, 1, kShift, kResidual, false>(job, ends, o, i * kLanes, last, residual, y, plane);
+    }
   });
   if (!pairs) return;
   const auto tail = left <= 2 ? unit_pairs<1, kShift> : left <= 4 ? unit_pairs<2, kShift> : unit_pairs<4, kShift>;
-  tail(job, affine, n, registers * kLanes, left, residual, y, plane);
+  tail(job, ends, n, registers * kLanes, left, residual, y, plane);
 }
 
 void unit_plainly(const Counting& job, const Finish* channels, int n, int64_t positions, const float* residual,
@@ -356,16 +373,18 @@ void unit_plainly(const Counting& job, const Finish* channels, int n, int64_t po
 
 void unit(const Counting& job, const Finish* channels, int n, int64_t positions, const float* residual, float* y,
           int64_t plane) {
-  Affine affine[kBlock];
   bool plain = false, shift = false;
   for (int o = 0; o < n; ++o) {
-    affine[o] = Affine(channels[o]);
-    plain = plain || !finite(channels[o]);
-    shift = shift || affine[o].shifts();
+    plain = plain || !channels[o].finite;
+    shift = shift || channels[o].shift_in != 0 || channels[o].shift_out != 0;
   }
   if (plain) return unit_plainly(job, channels, n, positions, residual, y, plane);
-  return shift ? unit_tiles<true>(job, affine, n, positions, residual, y, plane)
-               : unit_tiles<false>(job, affine, n, positions, residual, y, plane);
+  constexpr decltype(&unit_tiles<true, true, true>) kTiles[] = {
+      unit_tiles<false, false, false>, unit_tiles<false, false, true>, unit_tiles<false, true, false>,
+      unit_tiles<false, true, true>,   unit_tiles<true, false, false>, unit_tiles<true, false, true>,
+      unit_tiles<true, true, false>,   unit_tiles<true, true, true>};
+  const int carries = job.steps >= kWorthCarrying;
+  kTiles[carries * 4 + shift * 2 + (residual != nullptr)](job, channels, n, positions, residual, y, plane);
 }
 
 void threshold(const int32_t* counts, int32_t limit, int bit, uint32_t* words, int64_t n) {
@@ -402,7 +421,7 @@ int64_t bound(int64_t rounds, uint32_t* sink) {
 }  // namespace
 
 extern const Isa kAvx512;
-const Isa kAvx512 = {"avx512", 4,           1,     kBlock, kStrip, kBase,     pack,
+const Isa kAvx512 = {"avx512", 4,           1,     kBlock, kLanes, kStrip, kBase,     pack,
                      place,    weight_cell, count, finish, unit,   threshold, bound};
 
 }  // namespace bnas

@@ -243,7 +243,12 @@ class ConvToFloat : public Kernel {
         shift_in_(api, info, residual + 2, "act_shift_in", kFloat),
         shift_out_(api, info, residual + 3, "act_shift_out", kFloat) {
     if (!constant_of(api, info, kWeights)) return;
-    for (const Parameter<float>* p : {&scale_, &bias_, &slope_, &shift_in_, &shift_out_}) p->check(shape_.out_channels);
+    known_ = affine([&](const Parameter<float>& p) { return p.known(shape_.out_channels); });
+    for (const PerChannel& p : {known_.scale, known_.bias, known_.slope, known_.shift_in, known_.shift_out}) {
+      if (!p.values) return;
+    }
+    finishes_ = make_finishes(shape_, known_);
+    known_.finishes = &finishes_;
   }
 
  protected:
@@ -253,20 +258,15 @@ class ConvToFloat : public Kernel {
     ConvShape shape = shape_;
     set_image(x, planes, what, &shape);
     const std::shared_ptr<const BinaryConv> conv = weights_.get(api(), context, &shape);
-    Affine affine;
-    affine.scale = get(context, scale_, shape.out_channels);
-    affine.bias = get(context, bias_, shape.out_channels);
-    affine.slope = get(context, slope_, shape.out_channels);
-    affine.shift_in = get(context, shift_in_, shape.out_channels);
-    affine.shift_out = get(context, shift_out_, shape.out_channels);
+    Affine affine = known_;
+    if (!affine.finishes) affine = this->affine([&](const Parameter<float>& p) { return p.get(api(), context, shape.out_channels); });
     const int64_t dims[] = {shape.batch, shape.out_channels, shape.out_height(), shape.out_width()};
     const Tensor residual = input(context, residual_, "residual", kFloat);
     if (residual.count == 1) {
-      affine.residual = nullptr;
       affine.residual_value = *residual.as<float>();
+      if (affine.residual_value != 0) affine.finishes = nullptr;
     } else if (residual.rank == 4 && std::equal(dims, dims + 4, residual.dims)) {
       affine.residual = residual.as<float>();
-      affine.residual_value = 0;
     } else {
       refuse("residual is " + residual.text() + ", expected " + text_of(dims, 4) + " or one element");
     }
@@ -278,7 +278,19 @@ class ConvToFloat : public Kernel {
   ConvShape shape_;
 
  private:
+  // view(parameter) -> its values. No residual.
+  template <typename View>
+  Affine affine(const View& view) const {
+    const auto each = [&](const Parameter<float>& p) {
+      const auto found = view(p);
+      return PerChannel{found.values, found.count};
+    };
+    return {each(scale_), each(bias_), each(slope_), each(shift_in_), each(shift_out_), nullptr, 0};
+  }
+
   mutable Weights<BinaryWeights> weights_;  // has a lock of its own
+  Affine known_{};                          // whole if it has finishes: all parameters are constants
+  std::vector<Finish> finishes_;
   Parameter<float> scale_, bias_;
   size_t residual_;
   Parameter<float> slope_, shift_in_, shift_out_;

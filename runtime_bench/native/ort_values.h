@@ -213,13 +213,14 @@ class Parameter {
     return checked(input_of(api, context, index_, name_, type_), channels);
   }
 
+  // As `get`, with null for values that are not known before the first run.
+  View known(int64_t channels) const { return constant_ ? checked(tensor_, channels) : View{nullptr, 0}; }
+
   // The values if they are known before the first run, else null.
   const T* constant() const { return constant_ ? values_.data() : nullptr; }
 
-  // As `get`, for what is known before the first run.
-  void check(int64_t channels) const {
-    if (constant_) checked(tensor_, channels);
-  }
+  // Refuses what `get` would refuse, as far as it is known before the first run.
+  void check(int64_t channels) const { known(channels); }
 
  private:
   View checked(const Tensor& t, int64_t channels) const {

@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <limits>
 #include <map>
 #include <stdexcept>
@@ -8,8 +9,26 @@
 namespace bnas {
 namespace {
 
-constexpr int64_t kSlabBytes = int64_t{400} << 10;  // of float pixels: they stay in the second cache until reused
-constexpr int64_t kTaskMacs = int64_t{16} << 20;    // binary MACs worth handing over to another thread
+constexpr int64_t kImageBytes = int64_t{1} << 20;   // of float pixels: an image that need not be cut
+constexpr int64_t kSlabBytes = int64_t{400} << 10;  // the same of a slab: they stay in the second cache until reused
+constexpr int64_t kTaskMacs = int64_t{16} << 20;  // binary MACs worth handing over to another thread
+constexpr int64_t kOutputMacs = 128;              // what finishing an output costs, in binary MACs
+constexpr int64_t kManyTasks = 8;                 // enough to keep threads busy
+
+void cut(const ConvShape& s, const Isa& isa, Plan* plan) {
+  const int64_t row_bytes = s.channels * s.width * 4 * s.stride_h;
+  const int64_t most = s.channels * s.width * 4 * s.height <= kImageBytes ? s.out_height() : kSlabBytes / row_bytes;
+  plan->slabs = ceil_div(s.out_height(), std::max<int64_t>(1, most));
+  plan->slab_rows = ceil_div(s.out_height(), plan->slabs);
+  plan->slabs = ceil_div(s.out_height(), plan->slab_rows);
+
+  const int64_t outputs = s.out_height() * s.out_width() * s.out_channels;
+  const int64_t tasks = ceil_div(outputs * (s.fan_in() + kOutputMacs), kTaskMacs);
+  const int64_t ranges = plan->slabs >= kManyTasks ? 1 : ceil_div(tasks + (tasks > 1) * tasks % 2, plan->slabs);
+  const int64_t blocks = s.groups * ceil_div(s.group_outputs(), isa.block), whole = kWordBits / isa.block;
+  plan->range_blocks = ceil_div(ceil_div(blocks, std::min(ranges, blocks)), whole) * whole;
+  plan->ranges = ceil_div(blocks, plan->range_blocks);
+}
 
 }  // namespace
 
@@ -29,20 +48,14 @@ Plan make_plan(const ConvShape& s, const Isa& isa) {
   Plan plan;
   plan.height = s.height;
   plan.width = s.width;
+  plan.out_height = s.out_height();
   plan.out_width = s.out_width();
+  plan.row_step = s.stride_h;
+  plan.extent = (s.kernel_h - 1) * s.dilation_h + 1;
+  plan.padded = s.pad_top > 0 || (s.out_height() - 1) * s.stride_h + plan.extent > s.pad_top + s.height;
 
   plan.sources = sources_of(s);
-  const int64_t row_bytes = s.channels * s.width * 4 * s.stride_h;
-  const int64_t plane_row_bytes =
-      static_cast<int64_t>(plan.sources.size()) * s.groups * plan.out_width * isa.cells_per_word * isa.cell_bytes;
-  plan.slabs = ceil_div(s.out_height(), std::max<int64_t>(1, kSlabBytes / std::max(row_bytes, plane_row_bytes)));
-  plan.slab_rows = ceil_div(s.out_height(), plan.slabs);
-  plan.slabs = ceil_div(s.out_height(), plan.slab_rows);
-  const int64_t blocks = s.groups * ceil_div(s.group_outputs(), isa.block), whole = kWordBits / isa.block;
-  const int64_t slab_macs = plan.slab_rows * plan.out_width * s.out_channels * s.fan_in();
-  plan.range_blocks = ceil_div(blocks, std::clamp<int64_t>(ceil_div(slab_macs, kTaskMacs), 1, blocks));
-  plan.range_blocks = ceil_div(plan.range_blocks, whole) * whole;
-  plan.ranges = ceil_div(blocks, plan.range_blocks);
+  cut(s, isa, &plan);
 
   struct Rows {
     int64_t index, needed;  // among the residues; how many rows of it some kernel row reads
@@ -50,7 +63,7 @@ Plan make_plan(const ConvShape& s, const Isa& isa) {
   std::map<int64_t, Rows> residues;
   int64_t rows = 0;
   for (int64_t ky = 0; ky < s.kernel_h; ++ky) {
-    const int64_t y = ky * s.dilation_h, needed = y / s.stride_h + plan.slab_rows;
+    const int64_t y = ky * s.dilation_h, needed = y / s.stride_h + plan.out_height;
     Rows& r = residues.insert({y % s.stride_h, {static_cast<int64_t>(residues.size()), 0}}).first->second;
     r.needed = std::max(r.needed, needed);
     rows = std::max(rows, needed);
@@ -66,15 +79,16 @@ Plan make_plan(const ConvShape& s, const Isa& isa) {
   }
   for (int64_t kx = 0; kx < s.kernel_w; ++kx) {
     const int64_t at = kx * s.dilation_w - s.pad_left;
-    const int64_t begin = at < 0 ? ceil_div(-at, s.stride_w) : 0;
+    const int64_t begin = at < 0 ? std::min(ceil_div(-at, s.stride_w), plan.out_width) : 0;
     const int64_t end = s.width <= at ? 0 : std::min((s.width - 1 - at) / s.stride_w + 1, plan.out_width);
     plan.columns.push_back({at, begin, std::max(begin, end)});
+    plan.padded = plan.padded || begin > 0 || end < plan.out_width;
   }
   for (int64_t i = 0; i <= static_cast<int64_t>(plan.sources.size()); ++i) {
     plan.source_cells.push_back(i * plan.cell_plane * isa.cells_per_word);
   }
-  plan.slab_cells = plan.source_cells.back() * s.groups;
-  if (plan.slab_cells > std::numeric_limits<int32_t>::max()) throw std::length_error("the image is too large");
+  plan.image_cells = plan.source_cells.back() * s.groups;
+  if (plan.image_cells > std::numeric_limits<int32_t>::max()) throw std::length_error("the image is too large");
 
   for (int64_t ky = 0; ky < s.kernel_h; ++ky) {
     const int64_t first = plan.row_cells[static_cast<size_t>(ky * s.dilation_h)];
