@@ -18,13 +18,15 @@ from torch.overrides import TorchFunctionMode
 aten = torch.ops.aten
 Pair: TypeAlias = tuple[int, int]
 
+SMALL = 2**15  # values up to which PyTorch's batch-norm is as quick
+
 
 class QuickBackward(TorchFunctionMode):
     """Within, what is computed has a graph that is quick to differentiate, once and twice.
 
     Only the forward pass has to be inside. A third derivative raises RuntimeError where there is a batch-norm. What
-    the operators of this module do not cover (autocast, eval mode) is left to PyTorch, and so are convolutions without
-    groups, whose derivatives are quick.
+    the operators of this module do not cover (GPUs, where nothing was measured, autocast, eval mode) is left to
+    PyTorch, and so is what is quick there: convolutions without groups, batch-norms of small images.
     """
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -41,10 +43,14 @@ def conv2d(
     groups: int = 1,
 ) -> Tensor:
     """F.conv2d. x: [N, C, H, W] -> [N, O, H', W']."""
-    if groups == 1 or isinstance(padding, str) or x.dim() != 4 or torch.is_autocast_enabled(x.device.type):
+    if groups == 1 or isinstance(padding, str) or not _covered(x):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     y = Conv.apply(x, weight, Geometry(_pair(stride), _pair(padding), _pair(dilation), groups))
     return y if bias is None else y + bias.view(1, -1, 1, 1)
+
+
+def _covered(x: Tensor) -> bool:
+    return x.dim() == 4 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
 class Geometry(NamedTuple):
@@ -100,7 +106,7 @@ class ToWeight(torch.autograd.Function):
         ctx.save_for_backward(x, y)
         ctx.at = at
         depthwise = at.groups == x.shape[1] == y.shape[1]
-        if depthwise and max(like.shape[2:]) > 3 and x.dtype == torch.float32 and x.device.type == "cpu":
+        if depthwise and max(like.shape[2:]) > 3 and x.dtype == torch.float32:
             return depthwise_weight_gradient(x, y, like.shape[2:], at)
         return _adjoint(y, x, like, at, (False, True, False))[1]
 
@@ -146,8 +152,8 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """F.batch_norm. x: [N, C, H, W]."""
-    several = x.dim() == 4 and x.numel() > x.shape[1]  # else PyTorch has something to say
-    if not training or not several or torch.is_autocast_enabled(x.device.type):
+    one_value = x.numel() == x.shape[1]  # in a channel, about which PyTorch has something to say
+    if not training or not _covered(x) or x.numel() <= SMALL or one_value:
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     y = Normalise.apply(x, running_mean, running_var, momentum, eps)
     y = y if weight is None else y * weight.view(1, -1, 1, 1)
