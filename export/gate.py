@@ -428,16 +428,16 @@ def _float_ends(graph: Graph) -> set[str]:
 
 def _onnx_tap(unit: BinaryConv, nodes: "dict[str, NodeProto]", constants: set[str]) -> _Tap | None:
     """nodes: of the file, by their output; constants: names. None if no node is the unit."""
-    from .onnx_functions import CONV, CONV_BITS, CONVS, INPUTS, PACK
+    from .onnx_functions import CONV, CONV_BITS, CONV_SKIP, CONVS, INPUTS, PACK
 
     node = nodes.get(unit.output)
     if node is None or node.op_type not in CONVS:
         return None
     inputs = dict(zip(INPUTS[node.op_type], node.input, strict=True))
-    x, x_bits = inputs["x"], node.op_type != CONV
+    x, x_bits = inputs["x"], node.op_type not in (CONV, CONV_SKIP)
     if x_bits and x in nodes and nodes[x].op_type == PACK:
         x, x_bits = nodes[x].input[0], False
-    residual = inputs.get("residual")
+    residual = x if node.op_type == CONV_SKIP else inputs.get("residual")
     return _Tap(
         unit, x, x_bits, None if residual in constants else residual, unit.output, y_bits=node.op_type == CONV_BITS
     )

@@ -16,16 +16,20 @@ import numpy as np
 from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper, numpy_helper
 
 DOMAIN, OPSET = "ai.bnas", 18
-CONV, CONV_BITS, CONV_FROM_BITS = "BinaryConv2d", "BinaryConv2dBits", "BinaryConv2dFromBits"
+CONV, CONV_SKIP = "BinaryConv2d", "BinaryConv2dSkip"
+CONV_BITS, CONV_FROM_BITS = "BinaryConv2dBits", "BinaryConv2dFromBits"
 BYTE_CONV, PACK, MAX_POOL = "ByteConv2d", "PackSigns", "BinaryMaxPool2d"
-CONVS = (CONV, CONV_BITS, CONV_FROM_BITS)
+CONVS = (CONV, CONV_SKIP, CONV_BITS, CONV_FROM_BITS)
 
-_EPILOGUE = ("residual", "slope", "act_shift_in", "act_shift_out")  # [N, O, Ho, Wo], then [O, 1, 1] each
+_ACTIVATION = ("slope", "act_shift_in", "act_shift_out")  # [O, 1, 1] each
+_EPILOGUE = ("residual", *_ACTIVATION)  # residual: [N, O, Ho, Wo]
 INPUTS: dict[str, tuple[str, ...]] = {
     # x: float32 [N, C, H, W]. w_packed: uint8 [O, kh, kw, ceil(Cg / 8)], least significant bit first, 1 means -1.
     # scale, bias: float32 [O, 1, 1]; shift: [C, 1, 1]. -> float32 [N, O, Ho, Wo]
     CONV: ("x", "w_packed", "scale", "bias", "shift", *_EPILOGUE),
-    # the same with x: bits
+    # the same with x as its residual too: the output may take the place of x in memory
+    CONV_SKIP: ("x", "w_packed", "scale", "bias", "shift", *_ACTIVATION),
+    # the same as BinaryConv2d with x: bits
     CONV_FROM_BITS: ("x", "w_packed", "scale", "bias", *_EPILOGUE),
     # x: bits; threshold: int32 [O, 1, 1] -> bits of (dot < threshold)
     CONV_BITS: ("x", "w_packed", "threshold"),
@@ -42,6 +46,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
 _CONV_ATTRIBUTES = ("in_channels", "kernel_shape", "strides", "pads", "dilations", "group")
 ATTRIBUTES: dict[str, tuple[str, ...]] = {  # in_channels and channels are lists of one number, all lists of integers
     CONV: _CONV_ATTRIBUTES,  # in_channels: of one group
+    CONV_SKIP: _CONV_ATTRIBUTES,
     CONV_FROM_BITS: (*_CONV_ATTRIBUTES, "channels"),  # channels: of the whole input
     CONV_BITS: (*_CONV_ATTRIBUTES, "channels"),
     BYTE_CONV: _CONV_ATTRIBUTES,
@@ -107,10 +112,14 @@ def _reference(name: str, target: str, kind: AttributeProto.AttributeType) -> At
     return attribute
 
 
-def _binary_conv(body: _Body) -> None:
+def _binary_conv(body: _Body, residual: str = "residual") -> None:
     negative = body.step("Less", "negative", "x", "shift")  # so +0, -0 and NaN give +1
     signs = body.step("Where", "signs", negative, body.constant(-1), body.constant(1))
-    _epilogue(body, _dots(body, signs))
+    _epilogue(body, _dots(body, signs), residual)
+
+
+def _binary_conv_skip(body: _Body) -> None:
+    _binary_conv(body, residual="x")
 
 
 def _binary_conv_from_bits(body: _Body) -> None:
@@ -180,10 +189,10 @@ def _pad(body: _Body, image: str) -> str:
     return body.step("Pad", "padded", image, amounts, body.constant(1))
 
 
-def _epilogue(body: _Body, dots: str) -> None:
+def _epilogue(body: _Body, dots: str, residual: str = "residual") -> None:
     scaled = body.step("Mul", "scaled", dots, "scale")
     biased = body.step("Add", "biased", scaled, "bias")
-    summed = body.step("Add", "summed", biased, "residual")
+    summed = body.step("Add", "summed", biased, residual)
     centred = body.step("Sub", "centred", summed, "act_shift_in")
     body.step("Add", "y", body.step("PRelu", "rectified", centred, "slope"), "act_shift_out")
 
@@ -236,6 +245,7 @@ def _pack(body: _Body, negative: str, channels: str) -> None:
 
 _BODIES = {
     CONV: _binary_conv,
+    CONV_SKIP: _binary_conv_skip,
     CONV_FROM_BITS: _binary_conv_from_bits,
     CONV_BITS: _binary_conv_bits,
     BYTE_CONV: _byte_conv,

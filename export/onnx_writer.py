@@ -21,7 +21,19 @@ from bnas.profiles import atomic
 from .bits import pack
 from .eight_bit import EightBitUnit, eight_bit_units, image_units
 from .graph import BinaryConv, FloatOp, Graph
-from .onnx_functions import BYTE_CONV, CONV, CONV_BITS, CONV_FROM_BITS, CONVS, DOMAIN, MAX_POOL, OPSET, PACK, function
+from .onnx_functions import (
+    BYTE_CONV,
+    CONV,
+    CONV_BITS,
+    CONV_FROM_BITS,
+    CONV_SKIP,
+    CONVS,
+    DOMAIN,
+    MAX_POOL,
+    OPSET,
+    PACK,
+    function,
+)
 
 IR_VERSION = 9
 
@@ -109,6 +121,7 @@ def _binary_conv(body: _Body, unit: BinaryConv) -> None:
         return body.constant(f"{unit.output}.{part}", array.astype(np.float32).reshape(-1, 1, 1))
 
     inputs = [unit.x, body.constant(f"{unit.output}.w_packed", pack(unit.negative))]
+    skips = unit.residual == unit.x
     if unit.threshold is not None:
         threshold = unit.threshold.astype(np.int32).reshape(-1, 1, 1)
         inputs.append(body.constant(f"{unit.output}.threshold", threshold))
@@ -117,15 +130,17 @@ def _binary_conv(body: _Body, unit: BinaryConv) -> None:
         inputs += [per_channel("scale", unit.scale, 1), per_channel("bias", unit.bias, 0)]
         if not unit.x_bits:
             inputs.append(per_channel("shift", unit.shift, 0))
+        if not skips:
+            inputs.append(unit.residual or body.constant(f"{unit.output}.residual", no_residual))
         inputs += [
-            unit.residual or body.constant(f"{unit.output}.residual", no_residual),
             per_channel("slope", unit.slope, 1),
             per_channel("act_shift_in", unit.act_shift_in, 0),
             per_channel("act_shift_out", unit.act_shift_out, 0),
         ]
     whole = {"channels": [unit.negative.shape[1] * unit.groups]} if unit.x_bits else {}
+    from_floats = CONV_SKIP if skips else CONV
     body.node(
-        CONV_BITS if unit.threshold is not None else CONV_FROM_BITS if unit.x_bits else CONV,
+        CONV_BITS if unit.threshold is not None else CONV_FROM_BITS if unit.x_bits else from_floats,
         inputs,
         unit.output,
         domain=DOMAIN,

@@ -11,7 +11,15 @@ LITERT = "libbnas_litert.so"  # Larq Compute Engine's operators for LiteRT, an e
 RUNNER = "bnas-runner"
 # Those in it; a file with others runs by its function bodies, and says so.
 OPERATORS = frozenset(
-    {"BinaryConv2d", "BinaryConv2dFromBits", "BinaryConv2dBits", "ByteConv2d", "PackSigns", "BinaryMaxPool2d"}
+    {
+        "BinaryConv2d",
+        "BinaryConv2dSkip",
+        "BinaryConv2dFromBits",
+        "BinaryConv2dBits",
+        "ByteConv2d",
+        "PackSigns",
+        "BinaryMaxPool2d",
+    }
 )
 PREFIX = "native-"  # of the engine's name; the path follows: native-avx512
 REFERENCE = PREFIX + "reference"  # the naive loops that are the specification: no speed is claimed for them

@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kRunPixels = 1024;  // pixels packed at once, before they are placed into planes, or one row
 constexpr int64_t kBatchBytes = int64_t{1} << 20;   // float pixels of the images that are worked on at once
 constexpr int64_t kPackBytes = int64_t{256} << 10;  // float pixels worth handing over to another thread
-constexpr int64_t kCountsSlack = 64;  // `count` may write that far past a strip
+constexpr int64_t kCountsSlack = 64;                // `count` may write that far past a strip
 constexpr int64_t kMaxStrip = 512;
 
 // Memory of a thread that is kept, because fresh pages cost more than the convolution.
@@ -36,7 +36,7 @@ class Room {
   size_t size_ = 0;
 };
 
-thread_local Room planes;   // of the images that a call works on, for all its threads
+thread_local Room planes;    // of the images that a call works on, for all its threads
 thread_local Room run_room;  // words of a run of pixels, and of one row of output columns
 
 uint32_t weight_word(const uint8_t* bytes, int64_t word, int64_t channels) {
@@ -80,13 +80,14 @@ struct Work {
 
   int64_t run_pixels() const { return std::max(kRunPixels, shape.width); }
 
-  // Packs rows [begin, end), if there are any, of plan.row_cells of one image, where cells of padding are 0 already. `fill(channel, n, pixel, pixels, words)` gives the signs of n
-  // channels for a run of pixels.
+  // Packs rows [begin, end), if there are any, of plan.row_cells of one image, where cells of padding are 0 already.
+  // `fill(channel, n, pixel, pixels, words)` gives the signs of n channels for a run of pixels.
   template <typename Fill>
   void pack(int64_t begin, int64_t end, uint8_t* cells, const Fill& fill) const {
     uint32_t* words = reinterpret_cast<uint32_t*>(
         run_room.bytes(static_cast<size_t>(run_pixels() + plan.out_width) * sizeof(uint32_t)));
-    const int64_t top = std::clamp(shape.pad_top, begin, end), bottom = std::clamp(shape.pad_top + shape.height, top, end);
+    const int64_t top = std::clamp(shape.pad_top, begin, end),
+                  bottom = std::clamp(shape.pad_top + shape.height, top, end);
     for (int64_t group = 0; group < shape.groups; ++group) {
       for (size_t first = 0; first < plan.sources.size();) {  // sources of one word follow each other
         size_t last = first + 1;
@@ -139,7 +140,8 @@ struct Work {
   // The blocks [first, last), numbered through all groups, of output rows [row, row + rows):
   // body(job, channel, channels, positions).
   template <typename Body>
-  void for_blocks(int64_t row, int64_t rows, int64_t first, int64_t last, const uint8_t* cells, const Body& body) const {
+  void for_blocks(int64_t row, int64_t rows, int64_t first, int64_t last, const uint8_t* cells,
+                  const Body& body) const {
     Counting job;
     job.offsets = plan.offsets.data();
     job.steps = static_cast<int64_t>(plan.offsets.size());
@@ -187,7 +189,8 @@ struct Work {
         for (int64_t i = task * chunk; i < end;) {  // rows of one image that follow each other are one run
           const int64_t image = i / listed, row = rows[static_cast<size_t>(i % listed)];
           int64_t n = 1;
-          while (i + n < end && (i + n) / listed == image && rows[static_cast<size_t>((i + n) % listed)] == row + n) ++n;
+          while (i + n < end && (i + n) / listed == image && rows[static_cast<size_t>((i + n) % listed)] == row + n)
+            ++n;
           pack_rows(image, row, row + n);
           i += n;
         }
@@ -317,8 +320,13 @@ void BinaryConv::run_to_float(const ConvShape& shape, const void* x, const Fill&
 
 void BinaryConv::run(const ConvShape& shape, const float* x, PerChannel shift, const Affine& affine, float* y,
                      const Host& host) const {
-  if (!path_.isa) return reference::conv(shape, packed_.data(), x, shift, affine, y);
-  const int64_t pixels = shape.height * shape.width, step = shift.count == 1 ? 0 : 1;
+  const int64_t pixels = shape.height * shape.width;
+  if (!path_.isa) {
+    std::vector<float> copy;  // it reads an image again and again
+    if (x == y) copy.assign(x, x + shape.batch * shape.channels * pixels), x = copy.data();
+    return reference::conv(shape, packed_.data(), x, shift, affine, y);
+  }
+  const int64_t step = shift.count == 1 ? 0 : 1;
   const auto fill = [&](int64_t image, int64_t channel, int64_t n, int64_t pixel, int64_t run, uint32_t* words) {
     path_.isa->pack(x + (image * shape.channels + channel) * pixels + pixel, pixels, shift.values + channel * step,
                     step, n, run, words);

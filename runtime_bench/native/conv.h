@@ -50,8 +50,8 @@ class BinaryConv {
   // check(shape) must be empty, and all but batch, height and width as in the constructor.
   // Throws std::bad_alloc or std::length_error if there is no room for the packed image.
 
-  // float -> float. x: [batch, channels, height, width], bit = (x < shift); y: [batch, out_channels, oh, ow]. y may be x
-  // itself or affine.residual, or both.
+  // float -> float. x: [batch, channels, height, width], bit = (x < shift); y: [batch, out_channels, oh, ow]. y may be
+  // x itself, affine.residual, or both.
   void run(const ConvShape& shape, const float* x, PerChannel shift, const Affine& affine, float* y,
            const Host& host) const;
 

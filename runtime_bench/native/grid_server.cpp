@@ -246,7 +246,7 @@ ConvShape conv_shape(const Array& x, int64_t channels, const Array& w_packed, co
 }
 
 // arrays: scale bias residual slope act_shift_in act_shift_out, the first of them at `first`.
-// run(conv, affine, y) computes it.
+// run(conv, affine, y) computes it, in place: y begins as the residual.
 template <typename Run>
 Array conv_to_float(const Path& path, const ConvShape& s, const Message& m, size_t first, const Run& run) {
   static constexpr float kZero = 0, kOne = 1;
@@ -263,7 +263,8 @@ Array conv_to_float(const Path& path, const ConvShape& s, const Message& m, size
     affine.residual_value = *values<float>(residual, "residual");
   } else if (residual.count() > 1) {
     expect_sizes(residual, "residual", y.sizes);
-    affine.residual = values<float>(residual, "residual");
+    const float* data = values<float>(residual, "residual");
+    affine.residual = std::copy(data, data + residual.count(), target<float>(y)) - residual.count();
   }
   run(BinaryConv(s, values<uint8_t>(m.arrays[1], "w_packed"), path), affine, target<float>(y));
   return y;
@@ -274,8 +275,10 @@ Array conv(const Path& path, const Message& m) {
   const Array& x = m.arrays[0];
   const ConvShape s = conv_shape(x, x.sizes.size() == 4 ? x.sizes[1] : 0, m.arrays[1], m.integers.data());
   const PerChannel shift = per_channel(m.arrays[2], "shift", s.channels, &kZero);
+  const Array& residual = m.arrays[5];
+  const bool skips = residual.sizes == x.sizes && residual.count() > 1 && residual.bytes == x.bytes;
   return conv_to_float(path, s, m, 3, [&](const BinaryConv& conv, const Affine& affine, float* y) {
-    conv.run(s, values<float>(x, "x"), shift, affine, y, Host{});
+    conv.run(s, skips ? y : values<float>(x, "x"), shift, affine, y, Host{});
   });
 }
 

@@ -36,8 +36,8 @@ struct Finish {
 // K, scale and bias of a channel; then rectify, shift_in, slope and shift_out as above.
 inline Finish make_finish(float fan_in, float scale, float bias, bool rectify, float shift_in, float slope,
                           float shift_out) {
-  Finish f{fan_in, scale, bias, rectify, 0, 1, 0, 8388608.0f + static_cast<float>(static_cast<int32_t>(fan_in) / 2),
-           -2 * scale, bias, true};
+  Finish f{fan_in,     scale, bias, rectify, 0, 1, 0, 8388608.0f + static_cast<float>(static_cast<int32_t>(fan_in) / 2),
+           -2 * scale, bias,  true};
   // The half of an odd K goes into the bias. The shift in front of the activation must not: beside a residual the sum
   // of bias and shift may be larger than all that the definition computes, and rounds accordingly.
   if (static_cast<int32_t>(fan_in) % 2) f.start = bias + scale;

@@ -307,8 +307,7 @@ inline __attribute__((always_inline)) void unit_tile(const Counting& job, const 
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
       const __mmask16 kept = kWhole || p < P - 1 ? __mmask16{0xffff} : last;
-      const __m512 extra =
-          kResidual ? _mm512_maskz_loadu_ps(kept, residual + at + p * kLanes) : _mm512_setzero_ps();
+      const __m512 extra = kResidual ? _mm512_maskz_loadu_ps(kept, residual + at + p * kLanes) : _mm512_setzero_ps();
       _mm512_mask_storeu_ps(y + at + p * kLanes, kept, finished.template finish<kResidual>(sum[q][p], extra));
     }
   }
@@ -421,7 +420,7 @@ int64_t bound(int64_t rounds, uint32_t* sink) {
 }  // namespace
 
 extern const Isa kAvx512;
-const Isa kAvx512 = {"avx512", 4,           1,     kBlock, kLanes, kStrip, kBase,     pack,
+const Isa kAvx512 = {"avx512", 4,           1,     kBlock, kLanes, kStrip,    kBase, pack,
                      place,    weight_cell, count, finish, unit,   threshold, bound};
 
 }  // namespace bnas

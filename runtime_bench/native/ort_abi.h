@@ -59,7 +59,8 @@ enum OptimizationLevel : int { kNoOptimization = 0 };
 enum AllocatorKind : int { kDeviceAllocator = 0 };
 enum MemoryKind : int { kDefaultMemory = 0 };
 
-// An operator as version 17 lays it out. It must live as long as any session that knows it.
+// An operator as version 18 lays it out; onnxruntime reads what belongs to the `version` that it finds. It must live as
+// long as any session that knows it.
 struct CustomOp {
   uint32_t version;
   void* (*create_kernel)(const CustomOp*, const Api*, const KernelInfo*);  // unused: the second form reports errors
@@ -83,6 +84,11 @@ struct CustomOp {
   Status* (*infer_shape)(const CustomOp*, ShapeContext*);
   int (*first_opset)(const CustomOp*);
   int (*last_opset)(const CustomOp*);
+  // From version 18 on: pairs of an input and an output that may take its place, if nobody else reads that input.
+  size_t (*may_inplace)(int** inputs, int** outputs);
+  void (*release_may_inplace)(int* inputs, int* outputs);
+  size_t (*alias_map)(int** inputs, int** outputs);
+  void (*release_alias_map)(int* inputs, int* outputs);
 };
 
 // One function of the table: `CreateStatus(api, code, text)` calls it.

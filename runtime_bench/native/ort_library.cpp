@@ -5,6 +5,7 @@
 // expected; nothing is thrown across the border.
 #include <algorithm>
 #include <array>
+#include <cstdio>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -229,19 +230,21 @@ void require_channels(const Api& api, const KernelInfo* info, const ConvShape& s
          std::to_string(shape.channels));
 }
 
-// BinaryConv2d, and BinaryConv2dFromBits, which has no shift. What follows the bias has the same order in both.
+// BinaryConv2d, BinaryConv2dFromBits, which has no shift, and BinaryConv2dSkip, whose residual is x. What follows the
+// bias has the same order in all.
 class ConvToFloat : public Kernel {
  public:
-  ConvToFloat(const Api& api, const KernelInfo* info, const std::string& where, size_t residual)
+  // slope: the index of this input; the residual's, if it is an input, is the one before.
+  ConvToFloat(const Api& api, const KernelInfo* info, const std::string& where, size_t slope)
       : Kernel(api, where),
         shape_(conv_attributes(KernelAttributes{api, info})),
         weights_(api, info, &shape_),
         scale_(api, info, 2, "scale", kFloat),
         bias_(api, info, 3, "bias", kFloat),
-        residual_(residual),
-        slope_(api, info, residual + 1, "slope", kFloat),
-        shift_in_(api, info, residual + 2, "act_shift_in", kFloat),
-        shift_out_(api, info, residual + 3, "act_shift_out", kFloat) {
+        residual_(slope - 1),
+        slope_(api, info, slope, "slope", kFloat),
+        shift_in_(api, info, slope + 1, "act_shift_in", kFloat),
+        shift_out_(api, info, slope + 2, "act_shift_out", kFloat) {
     if (!constant_of(api, info, kWeights)) return;
     known_ = affine([&](const Parameter<float>& p) { return p.known(shape_.out_channels); });
     for (const PerChannel& p : {known_.scale, known_.bias, known_.slope, known_.shift_in, known_.shift_out}) {
@@ -252,23 +255,27 @@ class ConvToFloat : public Kernel {
   }
 
  protected:
-  // x: the input, whose axis 1 must hold `planes` of what `what` says. run(conv, shape, affine, y, host) does the work.
+  // x: the input, whose axis 1 must hold `planes` of what `what` says. skips: it is the residual, too.
+  // run(conv, shape, affine, y, host) does the work.
   template <typename Run>
-  void compute_with(KernelContext* context, const Tensor& x, int64_t planes, const char* what, const Run& run) const {
+  void compute_with(KernelContext* context, const Tensor& x, int64_t planes, const char* what, bool skips,
+                    const Run& run) const {
     ConvShape shape = shape_;
     set_image(x, planes, what, &shape);
     const std::shared_ptr<const BinaryConv> conv = weights_.get(api(), context, &shape);
     Affine affine = known_;
-    if (!affine.finishes) affine = this->affine([&](const Parameter<float>& p) { return p.get(api(), context, shape.out_channels); });
+    if (!affine.finishes)
+      affine = this->affine([&](const Parameter<float>& p) { return p.get(api(), context, shape.out_channels); });
     const int64_t dims[] = {shape.batch, shape.out_channels, shape.out_height(), shape.out_width()};
-    const Tensor residual = input(context, residual_, "residual", kFloat);
-    if (residual.count == 1) {
+    const Tensor residual = skips ? x : input(context, residual_, "residual", kFloat);
+    if (residual.count == 1 && !skips) {
       affine.residual_value = *residual.as<float>();
       if (affine.residual_value != 0) affine.finishes = nullptr;
     } else if (residual.rank == 4 && std::equal(dims, dims + 4, residual.dims)) {
       affine.residual = residual.as<float>();
     } else {
-      refuse("residual is " + residual.text() + ", expected " + text_of(dims, 4) + " or one element");
+      refuse((skips ? "x is " : "residual is ") + residual.text() + ", expected " + text_of(dims, 4) +
+             (skips ? " as the output" : " or one element"));
     }
     float* y = output<float>(context, dims);
     if (shape.batch == 0) return;
@@ -296,36 +303,49 @@ class ConvToFloat : public Kernel {
   Parameter<float> slope_, shift_in_, shift_out_;
 };
 
-class BinaryConv2d : public ConvToFloat {
+class ConvFromFloats : public ConvToFloat {
  public:
-  BinaryConv2d(const Api& api, const KernelInfo* info, const std::string& where)
-      : ConvToFloat(api, info, where, 5), shift_(api, info, 4, "shift", kFloat) {
+  ConvFromFloats(const Api& api, const KernelInfo* info, const std::string& where, bool skips)
+      : ConvToFloat(api, info, where, skips ? 5 : 6), skips_(skips), shift_(api, info, 4, "shift", kFloat) {
     shift_.check(shape_.channels);
   }
 
   void compute(KernelContext* context) const override {
     const Tensor x = input(context, 0, "x", kFloat);
     const PerChannel shift = get(context, shift_, shape_.channels);
-    compute_with(context, x, shape_.channels, "channels",
+    compute_with(context, x, shape_.channels, "channels", skips_,
                  [&](const BinaryConv& conv, const ConvShape& shape, const Affine& affine, float* y, const Host& host) {
                    conv.run(shape, x.as<float>(), shift, affine, y, host);
                  });
   }
 
  private:
+  bool skips_;
   Parameter<float> shift_;
+};
+
+class BinaryConv2d : public ConvFromFloats {
+ public:
+  BinaryConv2d(const Api& api, const KernelInfo* info, const std::string& where)
+      : ConvFromFloats(api, info, where, false) {}
+};
+
+class BinaryConv2dSkip : public ConvFromFloats {
+ public:
+  BinaryConv2dSkip(const Api& api, const KernelInfo* info, const std::string& where)
+      : ConvFromFloats(api, info, where, true) {}
 };
 
 class BinaryConv2dFromBits : public ConvToFloat {
  public:
   BinaryConv2dFromBits(const Api& api, const KernelInfo* info, const std::string& where)
-      : ConvToFloat(api, info, where, 4) {
+      : ConvToFloat(api, info, where, 5) {
     require_channels(api, info, shape_);
   }
 
   void compute(KernelContext* context) const override {
     const Tensor x = input(context, 0, "x", kUint32);
-    compute_with(context, x, words_of(shape_.channels), "words of 32 channels",
+    compute_with(context, x, words_of(shape_.channels), "words of 32 channels", false,
                  [&](const BinaryConv& conv, const ConvShape& shape, const Affine& affine, float* y, const Host& host) {
                    conv.run_from_bits(shape, x.as<uint32_t>(), affine, y, host);
                  });
@@ -600,10 +620,21 @@ Status* infer_shape(const CustomOp* op, ShapeContext* context) {
   return nullptr;
 }
 
+// The output may take the place of input `index`.
+template <int index>
+size_t in_place(int** inputs, int** outputs) {
+  static int input = index, output = 0;
+  *inputs = &input;
+  *outputs = &output;
+  return 1;
+}
+
 Operator make_operator(const Api& api, const char* title, std::vector<ElementType> inputs, ElementType output,
-                       decltype(Operator::make) make, decltype(Operator::infer) infer) {
+                       decltype(Operator::make) make, decltype(Operator::infer) infer,
+                       decltype(CustomOp::may_inplace) may_inplace = nullptr) {
   Operator op = {};
-  op.version = kApiVersion;
+  op.may_inplace = may_inplace;
+  op.release_may_inplace = [](int*, int*) {};
   op.name = [](const CustomOp* o) { return self(o).title; };
   op.provider = [](const CustomOp*) { return static_cast<const char*>(nullptr); };
   op.input_type = [](const CustomOp* o, size_t index) { return self(o).inputs[index]; };
@@ -635,7 +666,7 @@ struct Registration {
   CustomOpDomain* domain = nullptr;
 };
 
-CustomOpDomain* domain_for(const Api& api) {
+CustomOpDomain* domain_for(const Api& api, uint32_t version) {
   static std::mutex mutex;
   static auto& known = *new std::map<const Api*, std::unique_ptr<Registration>>;
   const std::lock_guard<std::mutex> lock(mutex);
@@ -643,10 +674,15 @@ CustomOpDomain* domain_for(const Api& api) {
   if (slot) return slot->domain;
   auto fresh = std::make_unique<Registration>();
   fresh->operators = {
-      make_operator(api, "BinaryConv2d", {kFloat, kUint8, kFloat, kFloat, kFloat, kFloat, kFloat, kFloat, kFloat},
-                    kFloat, make<BinaryConv2d>, [](const Api& a, ShapeContext* c) { infer_conv(a, c, false); }),
-      make_operator(api, "BinaryConv2dFromBits", {kUint32, kUint8, kFloat, kFloat, kFloat, kFloat, kFloat, kFloat},
-                    kFloat, make<BinaryConv2dFromBits>, [](const Api& a, ShapeContext* c) { infer_conv(a, c, false); }),
+      make_operator(
+          api, "BinaryConv2d", {kFloat, kUint8, kFloat, kFloat, kFloat, kFloat, kFloat, kFloat, kFloat}, kFloat,
+          make<BinaryConv2d>, [](const Api& a, ShapeContext* c) { infer_conv(a, c, false); }, in_place<5>),
+      make_operator(
+          api, "BinaryConv2dSkip", {kFloat, kUint8, kFloat, kFloat, kFloat, kFloat, kFloat, kFloat}, kFloat,
+          make<BinaryConv2dSkip>, [](const Api& a, ShapeContext* c) { infer_conv(a, c, false); }, in_place<0>),
+      make_operator(
+          api, "BinaryConv2dFromBits", {kUint32, kUint8, kFloat, kFloat, kFloat, kFloat, kFloat, kFloat}, kFloat,
+          make<BinaryConv2dFromBits>, [](const Api& a, ShapeContext* c) { infer_conv(a, c, false); }, in_place<4>),
       make_operator(api, "BinaryConv2dBits", {kUint32, kUint8, kInt32}, kUint32, make<BinaryConv2dBits>,
                     [](const Api& a, ShapeContext* c) { infer_conv(a, c, true); }),
       make_operator(api, "ByteConv2d", {kFloat, kInt8, kFloat, kUint8, kFloat, kFloat, kFloat, kFloat, kFloat, kUint8},
@@ -654,10 +690,18 @@ CustomOpDomain* domain_for(const Api& api) {
       make_operator(api, "PackSigns", {kFloat, kFloat}, kUint32, make<PackSigns>, infer_pack),
       make_operator(api, "BinaryMaxPool2d", {kUint32}, kUint32, make<BinaryMaxPool2d>, infer_pool),
   };
+  for (Operator& op : fresh->operators) op.version = version;
   ok(CreateCustomOpDomain(api, kDomain, &fresh->domain));
   for (const Operator& op : fresh->operators) ok(CustomOpDomain_Add(api, fresh->domain, &op));
   slot = std::move(fresh);
   return slot->domain;
+}
+
+// The newest layout of an operator that both sides know. Asking for an interface that is too new would print a warning.
+uint32_t layout_for(const ApiBase* base) {
+  unsigned major = 0, minor = 0;
+  const bool read = std::sscanf(base->version(), "%u.%u", &major, &minor) == 2;
+  return read && (major > 1 || minor >= 18) ? 18 : kApiVersion;
 }
 
 Status* register_operators(SessionOptions* options, const ApiBase* base) {
@@ -670,7 +714,7 @@ Status* register_operators(SessionOptions* options, const ApiBase* base) {
   }
   return guarded(*api, "ai.bnas operators", [&] {
     selected_path();  // an unknown BNAS_ISA is told here
-    ok(AddCustomOpDomain(*api, options, domain_for(*api)));
+    ok(AddCustomOpDomain(*api, options, domain_for(*api, layout_for(base))));
   });
 }
 

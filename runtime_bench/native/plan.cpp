@@ -11,9 +11,9 @@ namespace {
 
 constexpr int64_t kImageBytes = int64_t{1} << 20;   // of float pixels: an image that need not be cut
 constexpr int64_t kSlabBytes = int64_t{400} << 10;  // the same of a slab: they stay in the second cache until reused
-constexpr int64_t kTaskMacs = int64_t{16} << 20;  // binary MACs worth handing over to another thread
-constexpr int64_t kOutputMacs = 128;              // what finishing an output costs, in binary MACs
-constexpr int64_t kManyTasks = 8;                 // enough to keep threads busy
+constexpr int64_t kTaskMacs = int64_t{16} << 20;    // binary MACs worth handing over to another thread
+constexpr int64_t kOutputMacs = 128;                // what finishing an output costs, in binary MACs
+constexpr int64_t kManyTasks = 8;                   // enough to keep threads busy
 
 void cut(const ConvShape& s, const Isa& isa, Plan* plan) {
   const int64_t row_bytes = s.channels * s.width * 4 * s.stride_h;

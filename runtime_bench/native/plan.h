@@ -23,8 +23,8 @@ struct Source {
 // All that a group of `shape` needs. Each step of the counting loop is (kernel row, source, cell), in this order.
 std::vector<Source> sources_of(const ConvShape& shape);
 
-// An image is packed once, into planes that all tasks of a call share. A task makes a slab of output rows for a range of
-// output channels. If a slab is one task, that packs the rows that no other one reads, so that they are still in the
+// An image is packed once, into planes that all tasks of a call share. A task makes a slab of output rows for a range
+// of output channels. If a slab is one task, that packs the rows that no other one reads, so that they are still in the
 // second cache when a unit adds them as its residual; all other rows are packed before the tasks.
 //
 // A plane has one cell for each output column, so planes are as wide as the output and rows follow each other without
@@ -46,9 +46,9 @@ struct Plan {
   std::vector<Column> columns;        // one for each kernel column
   std::vector<int64_t> row_cells;  // where each row, from the first one that is read, of the padding if there is any,
                                    // begins in the planes of a cell; -1 if no kernel row reads it
-  int64_t cell_plane;   // from one cell of a word to the next: a plane for each residue
-  int64_t image_cells;  // of all groups
-  bool padded;          // some cells show padding
+  int64_t cell_plane;              // from one cell of a word to the next: a plane for each residue
+  int64_t image_cells;             // of all groups
+  bool padded;                     // some cells show padding
   int64_t row_step, extent;  // output row i reads rows [i * row_step, i * row_step + extent), counted as in row_cells
 
   std::vector<int32_t> offsets;  // [steps]

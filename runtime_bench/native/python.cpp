@@ -136,7 +136,7 @@ struct Epilogue {
   const std::optional<Array>&scale, &bias, &residual, &slope, &act_shift_in, &act_shift_out;
 };
 
-// run(conv, affine, y) is called without the GIL.
+// run(conv, affine, y) is called without the GIL. y begins as the residual, so all of these run in place.
 template <typename Run>
 nb::ndarray<nb::numpy, float> conv_to_float(const std::string& isa, const ConvShape& s, const Array& w_packed,
                                             const Epilogue& epilogue, const Run& run) {
@@ -155,7 +155,7 @@ nb::ndarray<nb::numpy, float> conv_to_float(const std::string& isa, const ConvSh
       affine.residual_value = *data;
     } else {
       expect_shape(*epilogue.residual, "residual", y.shape);
-      affine.residual = data;
+      affine.residual = std::copy(data, data + epilogue.residual->size(), y.data.get()) - epilogue.residual->size();
     }
   }
   const Path& way = path(isa);
@@ -177,9 +177,10 @@ nb::ndarray<nb::numpy, float> conv(const std::string& isa, const Array& x, const
   const ConvShape s = conv_shape(x, static_cast<int64_t>(x.shape(1)), w_packed, {strides, dilations, pads, groups});
   const float* image = values<float>(x, "x", "float32");
   const PerChannel threshold = per_channel(shift, "shift", s.channels, &kZero);
+  const bool skips = residual && residual->size() > 1 && residual->data() == x.data();
   return conv_to_float(isa, s, w_packed, {scale, bias, residual, slope, act_shift_in, act_shift_out},
                        [&](const BinaryConv& conv, const Affine& affine, float* y) {
-                         conv.run(s, image, threshold, affine, y, Host{});
+                         conv.run(s, skips ? y : image, threshold, affine, y, Host{});
                        });
 }
 
@@ -321,7 +322,8 @@ NB_MODULE(_native, m) {
         "residual"_a = nb::none(), "slope"_a = nb::none(), "act_shift_in"_a = nb::none(),
         "act_shift_out"_a = nb::none(),
         "BinaryConv2d: x float32 [N, C, H, W], w_packed uint8 [O, kh, kw, ceil(C / groups / 8)] -> float32.\n\n"
-        "pads: top, left, bottom, right. Of the float32 rest, None is neutral, one value stands for all channels.");
+        "pads: top, left, bottom, right. Of the float32 rest, None is neutral, one value stands for all channels.\n"
+        "With x itself as residual, BinaryConv2dSkip, in place.");
   m.def("conv_from_bits", &conv_from_bits, "isa"_a, "x"_a, "channels"_a, "w_packed"_a, nb::kw_only(),
         "strides"_a = kOnes, "pads"_a = kNone, "dilations"_a = kOnes, "groups"_a = 1, "scale"_a = nb::none(),
         "bias"_a = nb::none(), "residual"_a = nb::none(), "slope"_a = nb::none(), "act_shift_in"_a = nb::none(),

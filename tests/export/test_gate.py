@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from bnas.export.capture import Captured, capture
 from bnas.export.gate import ExposedFile, GateError, Shown, UnitValues, check, expose_onnx
 from bnas.export.lowering import Lowered, lower
+from bnas.export.onnx_functions import CONV, CONVS, function
 from bnas.export.onnx_writer import write_onnx
 from bnas.export.packing import pack_bits
 
@@ -95,7 +96,9 @@ def negate_scale(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
 def forget_residual(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
     zero = numpy_helper.from_array(np.zeros((1, 1, 1, 1), np.float32), "zero")
     model.graph.initializer.append(zero)
-    node.input[5] = "zero"
+    model.functions.append(function(CONV))
+    node.op_type = CONV  # with a residual of its own in front of the slope
+    node.input[:] = [*node.input[:5], "zero", *node.input[5:]]
 
 
 def move_threshold(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
@@ -109,7 +112,7 @@ def test_a_wrong_unit_is_named(
 ) -> None:
     captured, lowered, images, path = case
     model = onnx.load(path)
-    spoil(model, [node for node in model.graph.node if node.op_type == "BinaryConv2d"][1])
+    spoil(model, [node for node in model.graph.node if node.op_type in CONVS][1])
     onnx.save(model, tmp_path / "wrong.onnx")
     with pytest.raises(GateError, match=r"^second: fed the same input"):
         check(captured, lowered, expose_onnx(tmp_path / "wrong.onnx", lowered.graph), images)
@@ -118,7 +121,7 @@ def test_a_wrong_unit_is_named(
 def test_a_missing_unit_is_named(case: Case, tmp_path: Path) -> None:
     captured, lowered, images, path = case
     model = onnx.load(path)
-    next(node for node in model.graph.node if node.op_type == "BinaryConv2d").output[0] = "renamed"
+    next(node for node in model.graph.node if node.op_type in CONVS).output[0] = "renamed"
     for node in model.graph.node:
         node.input[:] = ["renamed" if n == lowered.graph.binary_convs[0].output else n for n in node.input]
     onnx.save(model, tmp_path / "wrong.onnx")

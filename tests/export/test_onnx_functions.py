@@ -301,6 +301,6 @@ def test_bits_past_the_last_channel_are_zero(operator: str) -> None:
 
 
 def test_every_operator_names_its_attributes() -> None:
-    assert set(INPUTS) == set(ATTRIBUTES) == {*MAKERS, "BinaryConv2d"}
+    assert set(INPUTS) == set(ATTRIBUTES) == {*MAKERS, "BinaryConv2d", "BinaryConv2dSkip"}
     for operator in INPUTS:
         assert list(function(operator).attribute) == list(ATTRIBUTES[operator])

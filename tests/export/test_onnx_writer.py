@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
 from bnas.export.graph import BinaryConv, FloatOp, Graph, same_pads
+from bnas.export.onnx_functions import CONVS
 from bnas.export.onnx_writer import to_onnx, write_onnx
 
 Arrays = dict[str, np.ndarray]
@@ -209,7 +210,7 @@ def test_onnxruntime_unpacks_the_weights_once_at_load(
     session(to_onnx(network[0], {}), tmp_path / "optimised.onnx")
     operators = {node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node}
     assert "Conv" in operators
-    assert not operators & {"BitShift", "BitwiseAnd", "BinaryConv2d", "Unsqueeze", "Reshape", "Transpose"}
+    assert not operators & {"BitShift", "BitwiseAnd", *CONVS, "Unsqueeze", "Reshape", "Transpose"}
 
 
 def test_a_written_file_has_its_metadata_and_packed_weights(
@@ -221,8 +222,10 @@ def test_a_written_file_has_its_metadata_and_packed_weights(
     onnx.checker.check_model(model, full_check=True)
     assert {p.key: p.value for p in model.metadata_props} == {"classes": "0,1,2,3,4"}
     assert (model.ir_version, {(o.domain, o.version) for o in model.opset_import}) == (9, {("", 18), ("ai.bnas", 1)})
-    units = [node for node in model.graph.node if node.op_type == "BinaryConv2d"]
-    assert [len(node.input) for node in units] == [9, 9] and all(all(node.input) for node in units)
+    units = [node for node in model.graph.node if node.op_type in CONVS]
+    assert {node.op_type: len(node.input) for node in units} == {"BinaryConv2d": 9, "BinaryConv2dSkip": 8} and all(
+        all(node.input) for node in units
+    )
     packed = {t.name: t for t in model.graph.initializer}[units[0].input[1]]
     assert list(packed.dims) == [8, 3, 3, 1] and packed.data_type == onnx.TensorProto.UINT8
     assert [p.name for p in tmp_path.iterdir()] == ["network.onnx"]

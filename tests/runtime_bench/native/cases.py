@@ -131,6 +131,15 @@ def conv_case(
 
 
 @st.composite
+def skip_cases(draw: st.DrawFn) -> ConvCase:
+    """Results have the shape of x, so x can be the residual."""
+    channels, kernel = draw(st.sampled_from(EDGES)), draw(st.sampled_from([1, 2, 3, 5]))
+    image = (draw(st.integers(1, 3)), channels, draw(st.integers(1, 9)), draw(st.integers(1, 40)))
+    before, after = (kernel - 1) // 2, kernel // 2
+    return conv_case(generator(draw), image, channels, Geometry((kernel, kernel), pads=(before, after, after, before)))
+
+
+@st.composite
 def epilogues(draw: st.DrawFn, shape: tuple[int, int, int, int], hardest: bool = True) -> dict[str, Array]:
     """Parts for results of `shape`, each absent, one element or complete; [O, 1, 1], residual [N, O, Ho, Wo]."""
     rng = generator(draw)

@@ -55,7 +55,7 @@ def conv_attributes(case: ConvCase | ByteCase) -> dict[str, Any]:
 
 
 def conv_nodes(case: ConvCase, parts: dict[str, Array], threshold: Array) -> list[Node]:
-    """The three convolutions of one case. threshold: int32 [O, 1, 1]."""
+    """The convolutions of one case, the skip last if there can be one. threshold: int32 [O, 1, 1]."""
     integers = dots(case.negative, case.weights, case.geometry)
     attributes, packed = conv_attributes(case), bytes_of(case.weights)
     whole = attributes | {"channels": [case.x.shape[1]]}
@@ -63,6 +63,10 @@ def conv_nodes(case: ConvCase, parts: dict[str, Array], threshold: Array) -> lis
     given = {name: np.full((1, 1, 1), value, np.float32) for name, value in NEUTRAL.items()} | parts
     given |= {"x": case.x, "w_packed": packed, "shift": case.shift}
     from_bits = given | {"x": words}
+    skips = []
+    if integers.shape == case.x.shape:
+        inputs = {name: given[name] for name in INPUTS["BinaryConv2dSkip"]}
+        skips = [Node("BinaryConv2dSkip", attributes, inputs, epilogue(integers, parts | {"residual": case.x}))]
     return [
         Node("BinaryConv2d", attributes, {name: given[name] for name in INPUTS["BinaryConv2d"]}, expected),
         Node("BinaryConv2dFromBits", whole, {n: from_bits[n] for n in INPUTS["BinaryConv2dFromBits"]}, expected),
@@ -72,6 +76,7 @@ def conv_nodes(case: ConvCase, parts: dict[str, Array], threshold: Array) -> lis
             {"x": words, "w_packed": packed, "threshold": threshold},
             words_of(integers < threshold),
         ),
+        *skips,
     ]
 
 

@@ -23,6 +23,7 @@ from .cases import (
     neutral,
     numbers,
     signed,
+    skip_cases,
 )
 from .definition import Array, Geometry, Levels, bytes_of, dots, epilogue, max_pool, words_of
 
@@ -87,6 +88,13 @@ def test_floats_are_within_4_ulp(kernels: Any, data: st.DataObject) -> None:
     check_floats(kernels, case, data.draw(epilogues(shape)), kernels.paths())
 
 
+@settings(BOUNDED, max_examples=50)
+@given(data=st.data())
+def test_a_skip_takes_the_place_of_its_input(kernels: Any, data: st.DataObject) -> None:
+    case = data.draw(skip_cases())
+    check_floats(kernels, case, data.draw(epilogues(case.x.shape)) | {"residual": case.x}, kernels.paths())
+
+
 @pytest.mark.slow
 @settings(BOUNDED, max_examples=3000, derandomize=False)
 @given(data=st.data())
@@ -122,10 +130,12 @@ def test_sums_that_cancel_are_within_4_ulp(kernels: Any, fan_in: int, data: st.D
 
 # Sizes that need several slabs of rows, ranges of output channels, strips of positions, or runs of pixels.
 LARGE = {
-    "slabs and ranges": ((1, 40, 57, 61), 65, Geometry((3, 3), pads=(1, 1, 1, 1))),
-    "slabs of a batch, stride 2": ((2, 33, 58, 60), 33, Geometry((3, 3), (2, 2), (0, 0, 1, 1))),
-    "slabs, stride 3 by 1, dilated": ((1, 40, 70, 61), 9, Geometry((3, 2), (3, 1), (2, 3, 4, 5), (2, 3))),
-    "slabs that end in padding": ((1, 64, 57, 40), 8, Geometry((5, 5), pads=(9, 2, 30, 2))),
+    "slabs and ranges": ((1, 40, 101, 83), 40, Geometry((3, 3), pads=(1, 1, 1, 1))),
+    "slabs of a batch, stride 2": ((2, 33, 98, 90), 9, Geometry((3, 3), (2, 2), (0, 0, 1, 1))),
+    "slabs, stride 3 by 1, dilated": ((1, 40, 110, 61), 9, Geometry((3, 2), (3, 1), (2, 3, 4, 5), (2, 3))),
+    "slabs that end in padding": ((1, 64, 107, 40), 8, Geometry((5, 5), pads=(9, 2, 30, 2))),
+    "slabs of a 1x1 kernel": ((1, 33, 103, 83), 33, Geometry((1, 1))),
+    "more images than are packed at once": ((5, 33, 51, 47), 33, Geometry((3, 3), pads=(2, 1, 0, 1))),
     "wide": ((1, 3, 4, 1500), 5, Geometry((3, 3), pads=(1, 1, 1, 1))),
     "wide, stride 3": ((1, 33, 2, 2100), 3, Geometry((1, 5), (1, 3), (0, 7, 0, 1), (1, 2))),
     "wide, no junk": ((1, 33, 3, 1031), 9, Geometry((1, 1))),
@@ -147,6 +157,8 @@ def test_sizes_that_are_cut_into_pieces(kernels: Any, image: Any, outputs: int, 
     parts = {"scale": numbers(rng, vector, "normal"), "bias": numbers(rng, vector, "normal")}
     parts |= {"residual": numbers(rng, shape, "normal"), "slope": numbers(rng, vector, "normal")}
     check_floats(kernels, case, parts, paths)
+    if shape == case.x.shape:
+        check_floats(kernels, case, parts | {"residual": case.x}, paths)  # takes the place of x
 
 
 @pytest.mark.parametrize("fan_in", [7, 8, 31, 255, 257, 2040, 8200, 40_000, 70_000])

@@ -1,10 +1,12 @@
 """The operators inside onnxruntime, on our kernels and by their function bodies, against the definition."""
 
 import itertools
+import json
 import os
 import subprocess
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
 
 import bnas
+from bnas.runtime_bench import native_library
 
 from .cases import (
     BOUNDED,
@@ -29,6 +33,7 @@ from .cases import (
     generator,
     numbers,
     signed,
+    skip_cases,
 )
 from .conftest import built, emulator, here
 from .definition import Geometry, Levels, dots, max_pool, words_of
@@ -43,8 +48,8 @@ def paths() -> list[str]:
 
 
 def draw_nodes(draw: Any) -> list[Node]:
-    """One node of each operator."""
-    rng, case = generator(draw), draw(conv_cases())
+    """At least one node of each operator."""
+    rng, case, skip = generator(draw), draw(conv_cases()), draw(skip_cases())
     shape = dots(case.negative, case.weights, case.geometry).shape
     threshold = rng.integers(-8, 9, (shape[1], 1, 1)).astype(np.int32)
     channels = choose(draw, EDGES)
@@ -56,6 +61,7 @@ def draw_nodes(draw: Any) -> list[Node]:
     pooled = words_of(max_pool(bits.transpose(0, 3, 1, 2).astype(bool), geometry))
     return [
         *conv_nodes(case, draw(epilogues(shape)), threshold),
+        conv_nodes(skip, draw(epilogues(skip.x.shape)), np.zeros((skip.x.shape[1], 1, 1), np.int32))[-1],
         byte_node(draw(byte_cases())),
         pack_node(x, shift),
         pool_node(words, geometry, pooled),
@@ -69,6 +75,7 @@ def integer_nodes(seed: int = 0) -> list[Node]:
         (1, 33, 9, 8): (40, Geometry((3, 3), pads=(1, 1, 1, 1))),
         (2, 64, 10, 10): (32, Geometry((3, 3), (2, 2), (0, 0, 1, 1))),
         (1, 130, 5, 6): (66, Geometry((1, 1), groups=2)),
+        (1, 65, 6, 8): (65, Geometry((3, 3), pads=(1, 1, 1, 1))),
         (1, 31, 7, 20): (5, Geometry((5, 3), (1, 2), (4, 1, 2, 1), (2, 1))),
     }
     nodes = []
@@ -248,6 +255,63 @@ def test_two_threads_give_the_same_bits_as_one(paths: list[str], monkeypatch: py
         for node, a, b in zip(nodes, one, two, strict=True):
             assert a.tobytes() == b.tobytes()
             node.check(a, path)
+
+
+def behind_a_negation(file: bytes) -> bytes:
+    """The network of one node with -x0 as its input: in front of the node is a value that nobody else reads."""
+    network = onnx.load_from_string(file)
+    network.graph.node.insert(0, helper.make_node("Neg", ["minus"], ["x0"]))
+    network.graph.input[0].name = "minus"
+    return network.SerializeToString()
+
+
+def test_a_skip_takes_the_place_of_its_input(paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(8)
+    case = conv_case(rng, (2, 33, 97, 83), 33, Geometry((3, 3), pads=(1, 1, 1, 1)))
+    vector = (33, 1, 1)
+    parts = {name: numbers(rng, vector, "normal") for name in ("scale", "bias", "slope", "act_shift_in")}
+    skip = conv_nodes(case, parts, np.zeros(vector, np.int32))[-1]
+    file = model(skip)
+    whole = {"minus": -case.x}
+    for path in paths[1:]:
+        monkeypatch.setenv("BNAS_ISA", path)
+        apart = session(file).run(None, feeds(file, skip))[0]
+        skip.check(apart, path)
+        for threads in (1, 2):
+            found = session(behind_a_negation(file), threads=threads).run(None, whole)[0]
+            assert found.tobytes() == apart.tobytes()
+    body = session(model(skip, body=True), library=False, optimised=False).run(None, feeds(file, skip))[0]
+    skip.check(body, "body")
+
+
+def test_a_skip_needs_one_tensor_less(tmp_path: Path) -> None:
+    rng = np.random.default_rng(9)
+    case = conv_case(rng, (1, 64, 256, 256), 64, Geometry((1, 1)))
+    taken = {}
+    for node in (nodes := conv_nodes(case, {}, np.zeros((64, 1, 1), np.int32)))[0], nodes[-1]:
+        fixed = onnx.load_from_string(behind_a_negation(model(node)))
+        for axis, size in enumerate(case.x.shape):
+            fixed.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = size
+        # A third node makes the result of the second one a value inside of the network.
+        fixed.graph.node.append(helper.make_node("GlobalMaxPool", ["y0"], ["most"]))
+        fixed.graph.output[0].name = "most"
+        file = tmp_path / f"{node.operator}.onnx"
+        onnx.save(fixed, file)
+        runtime = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so*"))
+        command = [native_library.path_of(native_library.RUNNER), file, "--json", "--ort", runtime]
+        command += ["--ops", bnas.ops_library_path(), "--runs", "1", "--warmup", "0"]
+        report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        taken[node.operator] = report["peak_bytes"] - report["base_bytes"]
+    assert 0.9 < (taken["BinaryConv2d"] - taken["BinaryConv2dSkip"]) / case.x.nbytes < 1.1
+
+
+def test_a_skip_whose_output_would_have_another_shape_is_refused() -> None:
+    case = conv_case(np.random.default_rng(0), (1, 8, 6, 6), 8, Geometry((3, 3), pads=(1, 1, 1, 1)))
+    node = conv_nodes(case, {}, np.zeros((8, 1, 1), np.int32))[-1]
+    strided = model(replace(node, attributes=node.attributes | {"strides": [2, 2]}))
+    problem = r"BinaryConv2dSkip 'node0': x is \[1, 8, 6, 6\], expected \[1, 8, 3, 3\] as the output"
+    with pytest.raises(Exception, match=problem):
+        session(strided).run(None, feeds(strided, node))
 
 
 def test_an_unknown_path_is_refused_at_registration(paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
