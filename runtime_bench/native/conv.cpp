@@ -13,7 +13,7 @@ namespace bnas {
 namespace {
 
 constexpr int64_t kRunPixels = 1024;  // pixels packed at once, before they are placed into planes, or one row
-constexpr int64_t kBatchBytes = int64_t{1} << 20;   // float pixels of the images that are worked on at once
+constexpr int64_t kBatchBytes = int64_t{1} << 20;   // float pixels, or cells, of the images that are worked on at once
 constexpr int64_t kPackBytes = int64_t{256} << 10;  // float pixels worth handing over to another thread
 constexpr int64_t kCountsSlack = 64;                // `count` may write that far past a strip
 constexpr int64_t kMaxStrip = 512;
@@ -80,7 +80,7 @@ struct Work {
 
   int64_t run_pixels() const { return std::max(kRunPixels, shape.width); }
 
-  // Packs rows [begin, end), if there are any, of plan.row_cells of one image, where cells of padding are 0 already.
+  // Packs rows [begin, end) of plan.row_cells of one image, where cells of padding are 0 already.
   // `fill(channel, n, pixel, pixels, words)` gives the signs of n channels for a run of pixels.
   template <typename Fill>
   void pack(int64_t begin, int64_t end, uint8_t* cells, const Fill& fill) const {
@@ -171,12 +171,12 @@ struct Work {
   template <typename Fill, typename Body>
   void run(const Host& host, int64_t ranges, bool overwrites, const Fill& fill, const Body& body) const {
     const int64_t image_bytes = shape.channels * shape.height * shape.width * 4;
-    const int64_t most = std::clamp<int64_t>(kBatchBytes / std::max<int64_t>(image_bytes, 1), 1, shape.batch);
+    const int64_t cells_bytes = plan.image_cells * isa.cell_bytes;
+    const int64_t most = std::clamp<int64_t>(kBatchBytes / std::max(image_bytes, cells_bytes), 1, shape.batch);
     const bool apart = ranges > 1 || (overwrites && shape.stride_h > 1);  // all is packed before the tasks
     const std::vector<int64_t> rows = apart ? all_rows() : shared_rows();
     const int64_t row_bytes = image_bytes / shape.height, chunk = std::max<int64_t>(1, kPackBytes / row_bytes);
 
-    const int64_t cells_bytes = plan.image_cells * isa.cell_bytes;
     uint8_t* cells = planes.bytes(static_cast<size_t>(most * cells_bytes + kOverread * isa.cell_bytes));
     for (int64_t first = 0; first < shape.batch; first += most) {
       const int64_t images = std::min(most, shape.batch - first), listed = static_cast<int64_t>(rows.size());
@@ -199,8 +199,10 @@ struct Work {
         const int64_t range = task % ranges, slab = task / ranges % plan.slabs, image = task / ranges / plan.slabs;
         if (!apart) {
           const int64_t begin = slab > 0 ? std::max(plan.last_read(slab - 1), plan.first_read(slab)) : 0;
-          const int64_t end = plan.last_read(slab);
-          pack_rows(image, begin, slab + 1 < plan.slabs ? std::min(plan.first_read(slab + 1), end) : end);
+          const bool is_last = slab + 1 == plan.slabs;
+          const int64_t end =
+              is_last ? plan.last_read(slab) : std::min(plan.first_read(slab + 1), plan.last_read(slab));
+          if (begin < end) pack_rows(image, begin, end);
         }
         const int64_t row = plan.first_row(slab);
         body(first + image, row, plan.first_row(slab + 1) - row, range, cells + image * cells_bytes);

@@ -257,12 +257,19 @@ def test_two_threads_give_the_same_bits_as_one(paths: list[str], monkeypatch: py
             node.check(a, path)
 
 
-def behind_a_negation(file: bytes) -> bytes:
+def with_fixed_sizes(network: onnx.ModelProto, nodes: Sequence[Node]) -> onnx.ModelProto:
+    for port in network.graph.input:
+        name, number = port.name[:-1], int(port.name[-1])
+        for axis, size in zip(port.type.tensor_type.shape.dim, nodes[number].inputs[name].shape, strict=True):
+            axis.dim_value = size
+    return network
+
+
+def behind_a_negation(network: onnx.ModelProto) -> onnx.ModelProto:
     """The network of one node with -x0 as its input: in front of the node is a value that nobody else reads."""
-    network = onnx.load_from_string(file)
     network.graph.node.insert(0, helper.make_node("Neg", ["minus"], ["x0"]))
     network.graph.input[0].name = "minus"
-    return network.SerializeToString()
+    return network
 
 
 def test_a_skip_takes_the_place_of_its_input(paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,15 +280,44 @@ def test_a_skip_takes_the_place_of_its_input(paths: list[str], monkeypatch: pyte
     skip = conv_nodes(case, parts, np.zeros(vector, np.int32))[-1]
     file = model(skip)
     whole = {"minus": -case.x}
+    behind = behind_a_negation(with_fixed_sizes(onnx.load_from_string(file), [skip]))
     for path in paths[1:]:
         monkeypatch.setenv("BNAS_ISA", path)
         apart = session(file).run(None, feeds(file, skip))[0]
         skip.check(apart, path)
         for threads in (1, 2):
-            found = session(behind_a_negation(file), threads=threads).run(None, whole)[0]
+            found = session(behind.SerializeToString(), threads=threads).run(None, whole)[0]
             assert found.tobytes() == apart.tobytes()
     body = session(model(skip, body=True), library=False, optimised=False).run(None, feeds(file, skip))[0]
     skip.check(body, "body")
+
+
+def test_what_is_not_ours_is_not_overwritten() -> None:
+    """Inputs of the network, constants, values that others read, and outputs."""
+    rng = np.random.default_rng(10)
+    case = conv_case(rng, (1, 33, 9, 8), 33, Geometry((3, 3), pads=(1, 1, 1, 1)))
+    residual = numbers(rng, case.x.shape, "normal")
+    plain, *_, skip = conv_nodes(case, {"residual": residual}, np.zeros((33, 1, 1), np.int32))
+    for constants in (None, set(plain.inputs) - {"x", "residual"}):
+        network = with_fixed_sizes(onnx.load_from_string(model(plain, skip, constants=constants)), [plain, skip])
+        # y0 is an output, and a skip works on it; so does a second one on the y1 that the first one made.
+        for number, source in enumerate(("y0", "y1", "y1")):
+            behind = onnx.NodeProto()
+            behind.CopyFrom(network.graph.node[1])
+            behind.input[0], behind.output[0], behind.name = source, f"z{number}", f"behind{number}"
+            network.graph.node.append(behind)
+            network.graph.output.append(helper.make_tensor_value_info(f"z{number}", onnx.TensorProto.FLOAT, None))
+        values = feeds(network.SerializeToString(), plain, skip)
+        given = {name: value.copy() for name, value in values.items()}
+        shared = session(network.SerializeToString())
+        first, second = shared.run(None, values), shared.run(None, values)
+        plain.check(first[0])
+        skip.check(first[1])
+        np.testing.assert_array_equal(first[3], first[4])
+        for one, two in zip(first, second, strict=True):
+            assert one.tobytes() == two.tobytes()
+        for name, value in values.items():
+            np.testing.assert_array_equal(value, given[name])
 
 
 def test_a_skip_needs_one_tensor_less(tmp_path: Path) -> None:
@@ -289,9 +325,7 @@ def test_a_skip_needs_one_tensor_less(tmp_path: Path) -> None:
     case = conv_case(rng, (1, 64, 256, 256), 64, Geometry((1, 1)))
     taken = {}
     for node in (nodes := conv_nodes(case, {}, np.zeros((64, 1, 1), np.int32)))[0], nodes[-1]:
-        fixed = onnx.load_from_string(behind_a_negation(model(node)))
-        for axis, size in enumerate(case.x.shape):
-            fixed.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = size
+        fixed = behind_a_negation(with_fixed_sizes(onnx.load_from_string(model(node)), [node]))
         # A third node makes the result of the second one a value inside of the network.
         fixed.graph.node.append(helper.make_node("GlobalMaxPool", ["y0"], ["most"]))
         fixed.graph.output[0].name = "most"
