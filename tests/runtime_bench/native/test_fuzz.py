@@ -63,8 +63,11 @@ def sound_nodes(rng: np.random.Generator) -> list[Node]:
     rounding = Levels(float(rng.choice([0.0, 16.0])), 7)
     shared = {name: parts[name] for name in BYTE_PARTS}
     byte = byte_case(rng, (2, 3 * groups, 4, 6), 5 * groups, geometry, parts=shared, rounding=rounding)
+    around = conv_case(rng, (2, 3 * groups, 4, 6), 3 * groups, Geometry((3, 1), pads=(2, 0, 0, 0), groups=groups))
+    skip = conv_nodes(around, {}, np.zeros((3 * groups, 1, 1), np.int32))[-1]
     return [
         *conv_nodes(case, parts, threshold),
+        skip,
         byte_node(byte),
         pack_node(x, shift),
         pool_node(words_of(x < shift), pool, words_of(max_pool(x < shift, pool))),
@@ -136,7 +139,7 @@ def spoil_type(node: Node, choose: Choose) -> Node:
 
 def meaning(node: Node) -> Array | Expected:
     """Raises Invalid if the node breaks what is written about the operator's attributes and inputs."""
-    from_floats = node.operator in ("BinaryConv2d", "ByteConv2d", "PackSigns")
+    from_floats = node.operator in ("BinaryConv2d", "BinaryConv2dSkip", "ByteConv2d", "PackSigns")
     x = typed(node, "x", np.float32 if from_floats else np.uint32, rank=4)
     if node.operator == "PackSigns":
         (channels,) = integers(node, "in_channels", 1, 1)
@@ -160,7 +163,7 @@ def meaning(node: Node) -> Array | Expected:
     demand(weights.shape[1:] == (*kernel, -(-depth // 8)) and len(weights) > 0 and len(weights) % groups == 0)
     fits(x, geometry)
     kept_together(x, geometry)
-    if node.operator == "BinaryConv2d":
+    if from_floats:
         demand(x.shape[1] == channels)
         negative = x < per_channel(node, "shift", channels)
     else:
@@ -175,8 +178,9 @@ def meaning(node: Node) -> Array | Expected:
         threshold = per_channel(node, "threshold", len(weights), np.int32)
         return words_of(sums < threshold.reshape(outputs))
     parts = {name: per_channel(node, name, len(weights)) for name in NEUTRAL if name != "residual"}
-    residual = typed(node, "residual", np.float32)
-    demand(residual.size == 1 or residual.shape == sums.shape)
+    skips = node.operator == "BinaryConv2dSkip"
+    residual = x if skips else typed(node, "residual", np.float32)
+    demand(residual.shape == sums.shape or (residual.size == 1 and not skips))
     return epilogue(sums, parts | {"residual": residual.reshape(sums.shape if residual.size > 1 else (1, 1, 1))})
 
 
