@@ -121,7 +121,7 @@ def _binary_conv(body: _Body, unit: BinaryConv) -> None:
         return body.constant(f"{unit.output}.{part}", array.astype(np.float32).reshape(-1, 1, 1))
 
     inputs = [unit.x, body.constant(f"{unit.output}.w_packed", pack(unit.negative))]
-    skips = unit.residual == unit.x
+    skips = unit.residual == unit.x and not unit.x_bits
     if unit.threshold is not None:
         threshold = unit.threshold.astype(np.int32).reshape(-1, 1, 1)
         inputs.append(body.constant(f"{unit.output}.threshold", threshold))

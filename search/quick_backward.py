@@ -34,7 +34,7 @@ class QuickBackward(TorchFunctionMode):
 
 
 def conv2d(
-    x: Tensor,
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | Pair = 1,
@@ -42,15 +42,15 @@ def conv2d(
     dilation: int | Pair = 1,
     groups: int = 1,
 ) -> Tensor:
-    """F.conv2d. x: [N, C, H, W] -> [N, O, H', W']."""
-    if groups == 1 or isinstance(padding, str) or not _covered(x):
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    y = Conv.apply(x, weight, Geometry(_pair(stride), _pair(padding), _pair(dilation), groups))
+    """F.conv2d. input: [N, C, H, W] -> [N, O, H', W']."""
+    if groups == 1 or isinstance(padding, str) or not _covered(input):
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    y = Conv.apply(input, weight, Geometry(_pair(stride), _pair(padding), _pair(dilation), groups))
     return y if bias is None else y + bias.view(1, -1, 1, 1)
 
 
 def _covered(x: Tensor) -> bool:
-    return x.dim() == 4 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    return x.dim() == 4 and x.numel() > 0 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
 class Geometry(NamedTuple):
@@ -142,7 +142,7 @@ def _pair(value: int | Pair) -> Pair:
 
 
 def batch_norm(
-    x: Tensor,
+    input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None = None,
@@ -151,11 +151,11 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """F.batch_norm. x: [N, C, H, W]."""
-    one_value = x.numel() == x.shape[1]  # in a channel, about which PyTorch has something to say
-    if not training or not _covered(x) or x.numel() <= SMALL or one_value:
-        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    y = Normalise.apply(x, running_mean, running_var, momentum, eps)
+    """F.batch_norm. input: [N, C, H, W]."""
+    one_value = input.numel() == input.shape[1]  # in a channel, about which PyTorch has something to say
+    if not training or not _covered(input) or input.numel() <= SMALL or one_value:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    y = Normalise.apply(input, running_mean, running_var, momentum, eps)
     y = y if weight is None else y * weight.view(1, -1, 1, 1)
     return y if bias is None else y + bias.view(1, -1, 1, 1)
 

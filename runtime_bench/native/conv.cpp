@@ -17,10 +17,15 @@ constexpr int64_t kBatchBytes = int64_t{1} << 20;   // float pixels, or cells, o
 constexpr int64_t kPackBytes = int64_t{256} << 10;  // float pixels worth handing over to another thread
 constexpr int64_t kCountsSlack = 64;                // `count` may write that far past a strip
 constexpr int64_t kMaxStrip = 512;
+constexpr size_t kMostKept = size_t{16} << 20;
 
-// Memory of a thread that is kept, because fresh pages cost more than the convolution.
+// Memory of a thread that is kept, because fresh pages cost more than the convolution; unless there is a lot of it.
 class Room {
  public:
+  void give_back_if_large() {
+    if (size_ > kMostKept) buffer_.reset(), size_ = 0;
+  }
+
   uint8_t* bytes(size_t size) {  // on a cache line. Throws std::bad_alloc
     if (size_ < size) {
       size_ = 0;
@@ -38,6 +43,19 @@ class Room {
 
 thread_local Room planes;    // of the images that a call works on, for all its threads
 thread_local Room run_room;  // words of a run of pixels, and of one row of output columns
+
+// K, scale and bias of a channel; then rectify, shift_in, slope and shift_out as in Finish.
+Finish make_finish(float fan_in, float scale, float bias, bool rectify, float shift_in, float slope, float shift_out) {
+  Finish f{fan_in,     scale, bias, rectify, 0, 1, 0, 8388608.0f + static_cast<float>(static_cast<int32_t>(fan_in) / 2),
+           -2 * scale, bias,  true};
+  // The half of an odd K goes into the bias. The shift in front of the activation must not: beside a residual the sum
+  // of bias and shift may be larger than all that the definition computes, and rounds accordingly.
+  if (static_cast<int32_t>(fan_in) % 2) f.start = bias + scale;
+  if (rectify) f.shift_in = shift_in, f.slope = slope, f.shift_out = shift_out;
+  const float sum = bias + scale;
+  f.finite = f.step - f.step == 0 && sum - sum == 0;
+  return f;
+}
 
 uint32_t weight_word(const uint8_t* bytes, int64_t word, int64_t channels) {
   uint32_t value = 0;
@@ -208,6 +226,7 @@ struct Work {
         body(first + image, row, plan.first_row(slab + 1) - row, range, cells + image * cells_bytes);
       });
     }
+    planes.give_back_if_large();
   }
 
   std::vector<int64_t> all_rows() const {

@@ -51,7 +51,7 @@ class BinaryConv {
   // Throws std::bad_alloc or std::length_error if there is no room for the packed image.
 
   // float -> float. x: [batch, channels, height, width], bit = (x < shift); y: [batch, out_channels, oh, ow]. y may be
-  // x itself, affine.residual, or both.
+  // affine.residual, or x itself where they have the same shape, or both.
   void run(const ConvShape& shape, const float* x, PerChannel shift, const Affine& affine, float* y,
            const Host& host) const;
 

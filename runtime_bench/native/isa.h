@@ -9,8 +9,10 @@
 
 namespace bnas {
 
-inline constexpr int kMaxBlock = 16;       // output channels that `count` may be asked for at once
-inline constexpr int64_t kOverread = 256;  // cells that may be read past the last position of a plane
+inline constexpr int kMaxBlock = 16;  // output channels that `count` may be asked for at once
+// Cells that may be read past the last position of a plane. What becomes of them is thrown away, so it does not matter
+// that another task may be writing them.
+inline constexpr int64_t kOverread = 256;
 
 // One block of output channels over one image.
 struct Counting {
@@ -33,27 +35,12 @@ struct Finish {
   bool finite;
 };
 
-// K, scale and bias of a channel; then rectify, shift_in, slope and shift_out as above.
-inline Finish make_finish(float fan_in, float scale, float bias, bool rectify, float shift_in, float slope,
-                          float shift_out) {
-  Finish f{fan_in,     scale, bias, rectify, 0, 1, 0, 8388608.0f + static_cast<float>(static_cast<int32_t>(fan_in) / 2),
-           -2 * scale, bias,  true};
-  // The half of an odd K goes into the bias. The shift in front of the activation must not: beside a residual the sum
-  // of bias and shift may be larger than all that the definition computes, and rounds accordingly.
-  if (static_cast<int32_t>(fan_in) % 2) f.start = bias + scale;
-  if (rectify) f.shift_in = shift_in, f.slope = slope, f.shift_out = shift_out;
-  const float sum = bias + scale;
-  f.finite = f.step - f.step == 0 && sum - sum == 0;
-  return f;
-}
-
 struct Isa {
   const char* name;
 
   int cell_bytes;      // 4: a cell is a word, 32 channels; 1: a byte
   int cells_per_word;  // planes that a word's 32 channels are spread over
   int block;           // output channels counted together, at most kMaxBlock, a divisor of 32
-  int lanes;           // positions in a register
   int64_t strip;       // positions counted at once
   int32_t count_base;  // what `count` adds to every count
 

@@ -426,7 +426,7 @@ int64_t bound(int64_t rounds, uint32_t* sink) {
 }  // namespace
 
 extern const Isa kAvx512;
-const Isa kAvx512 = {"avx512", 4,           1,     kBlock, kLanes, kStrip,    kBase, pack,
+const Isa kAvx512 = {"avx512", 4,           1,     kBlock, kStrip, kBase,     pack,
                      place,    weight_cell, count, finish, unit,   threshold, bound};
 
 }  // namespace bnas

@@ -1,7 +1,6 @@
 #include "plan.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <limits>
 #include <map>
 #include <stdexcept>
@@ -88,7 +87,9 @@ Plan make_plan(const ConvShape& s, const Isa& isa) {
     plan.source_cells.push_back(i * plan.cell_plane * isa.cells_per_word);
   }
   plan.image_cells = plan.source_cells.back() * s.groups;
-  if (plan.image_cells > std::numeric_limits<int32_t>::max()) throw std::length_error("the image is too large");
+  if (plan.source_cells.back() > std::numeric_limits<int32_t>::max()) {  // offsets stay within a group
+    throw std::length_error("the image is too large");
+  }
 
   for (int64_t ky = 0; ky < s.kernel_h; ++ky) {
     const int64_t first = plan.row_cells[static_cast<size_t>(ky * s.dilation_h)];

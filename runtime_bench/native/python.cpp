@@ -177,7 +177,8 @@ nb::ndarray<nb::numpy, float> conv(const std::string& isa, const Array& x, const
   const ConvShape s = conv_shape(x, static_cast<int64_t>(x.shape(1)), w_packed, {strides, dilations, pads, groups});
   const float* image = values<float>(x, "x", "float32");
   const PerChannel threshold = per_channel(shift, "shift", s.channels, &kZero);
-  const bool skips = residual && residual->size() > 1 && residual->data() == x.data();
+  const bool skips =
+      residual && residual->size() > 1 && residual->data() == x.data() && shape_of(*residual) == shape_of(x);
   return conv_to_float(isa, s, w_packed, {scale, bias, residual, slope, act_shift_in, act_shift_out},
                        [&](const BinaryConv& conv, const Affine& affine, float* y) {
                          conv.run(s, skips ? y : image, threshold, affine, y, Host{});

@@ -167,6 +167,18 @@ def test_a_third_derivative_is_refused_where_it_would_be_wrong() -> None:
         second.sum().backward()
 
 
+def test_inputs_by_name_and_empty_batches_are_those_of_pytorch() -> None:
+    weight = torch.randn(8, 1, 5, 5, requires_grad=True)
+    for images in (0, 2):
+        x, training = torch.randn(images, 8, 9, 9), images > 0
+        with QuickBackward():
+            y = F.conv2d(input=x, weight=weight, groups=8)
+            z = F.batch_norm(input=y, running_mean=None, running_var=None, training=training)
+        torch.testing.assert_close(y, F.conv2d(x, weight, groups=8))
+        torch.testing.assert_close(z, F.batch_norm(y, None, None, training=training))
+        assert torch.autograd.grad(z.sum(), weight)[0].shape == weight.shape
+
+
 def test_autocast_stays_that_of_pytorch() -> None:
     run, inputs = conv_of("depthwise 5x5")
     with torch.autocast("cpu", torch.bfloat16), QuickBackward():

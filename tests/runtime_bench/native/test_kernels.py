@@ -95,6 +95,11 @@ def test_a_skip_takes_the_place_of_its_input(kernels: Any, data: st.DataObject) 
     check_floats(kernels, case, data.draw(epilogues(case.x.shape)) | {"residual": case.x}, kernels.paths())
 
 
+def test_a_residual_that_begins_where_x_does_is_not_x(kernels: Any) -> None:
+    case = conv_case(np.random.default_rng(1), (1, 64, 5, 6), 4, Geometry((1, 1)))
+    check_floats(kernels, case, {"residual": case.x[:, :4]}, kernels.paths())
+
+
 @pytest.mark.slow
 @settings(BOUNDED, max_examples=3000, derandomize=False)
 @given(data=st.data())
