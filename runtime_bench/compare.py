@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -226,10 +227,17 @@ def _result(label: str, path: Path, threads: int, blocks: Sequence[Block], memor
     }
 
 
+def known_to(result: Mapping[str, Any]) -> float:
+    """Half the width of the 95 % interval of a result's median, relative to the median; infinite where one block has
+    given none."""
+    high = math.inf if result["p50_high_ms"] is None else result["p50_high_ms"]
+    return Interval(result["p50_ms"], result["p50_low_ms"], high).relative_error
+
+
 def _warnings(results: Sequence[dict[str, Any]], throttled: Sequence[str], emulated: bool) -> list[str]:
     """What a reader must know before believing the numbers."""
     found = [f"throttled: {reason}" for reason in throttled]
-    errors = {(r["label"], r["threads"]): intervals.median(r["samples_ns"]).relative_error for r in results}
+    errors = {(r["label"], r["threads"]): known_to(r) for r in results}
     if emulated:
         return found
     worst = max(errors, key=lambda name: errors[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -279,6 +280,7 @@ def _show(document: dict) -> None:
     from rich.table import Table
 
     from bnas.profiles.table import format_ms
+    from bnas.runtime_bench.compare import known_to
 
     here, shown = document["environment"], settings.shown
     title = here["processor"] if document["device"]["local"] else f"{document['device']['url']}: {here['processor']}"
@@ -287,13 +289,12 @@ def _show(document: dict) -> None:
     times = Table("file", "engine", "threads", "p50", "known to", "p90", title=shown(title))
     loads = Table("file", "size", "memory", "to load", "first run")
     for row in document["results"]:
-        high = row["p50_high_ms"]
-        error = (high - row["p50_low_ms"]) / 2 / row["p50_ms"] if high else None
+        error = known_to(row)
         median = format_ms(row["p50_ms"])
         times.add_row(
             shown(row["label"]), row["engine"], str(row["threads"]),
             median if row["means_of"] is None else f"{median} (means of {row['means_of']})",
-            f"±{error:.1%}" if error is not None else "unknown", format_ms(row["p90_ms"]),
+            f"±{error:.1%}" if error < math.inf else "unknown", format_ms(row["p90_ms"]),
         )  # fmt: skip
         if row["threads"] == document["results"][0]["threads"]:
             peak = row["peak_bytes"]
