@@ -10,7 +10,8 @@ namespace {
 
 constexpr int64_t kImageBytes = int64_t{1} << 20;   // of float pixels: an image that need not be cut
 constexpr int64_t kSlabBytes = int64_t{400} << 10;  // the same of a slab: they stay in the second cache until reused
-constexpr int64_t kTaskMacs = int64_t{16} << 20;    // binary MACs worth handing over to another thread
+constexpr int64_t kSharedMacs = int64_t{48} << 20;  // binary MACs worth sharing with another thread
+constexpr int64_t kTaskMacs = int64_t{16} << 20;    // of a task then
 constexpr int64_t kOutputMacs = 128;                // what finishing an output costs, in binary MACs
 constexpr int64_t kManyTasks = 8;                   // enough to keep threads busy
 
@@ -22,8 +23,9 @@ void cut(const ConvShape& s, const Isa& isa, Plan* plan) {
   plan->slabs = ceil_div(s.out_height(), plan->slab_rows);
 
   const int64_t outputs = s.out_height() * s.out_width() * s.out_channels;
-  const int64_t tasks = ceil_div(outputs * (s.fan_in() + kOutputMacs), kTaskMacs);
-  const int64_t ranges = plan->slabs >= kManyTasks ? 1 : ceil_div(tasks + (tasks > 1) * tasks % 2, plan->slabs);
+  const int64_t macs = outputs * (s.fan_in() + kOutputMacs);
+  const int64_t tasks = macs < kSharedMacs ? 1 : ceil_div(macs, 2 * kTaskMacs) * 2;  // even, for two threads
+  const int64_t ranges = plan->slabs >= kManyTasks ? 1 : ceil_div(tasks, plan->slabs);
   const int64_t blocks = s.groups * ceil_div(s.group_outputs(), isa.block), whole = kWordBits / isa.block;
   plan->range_blocks = ceil_div(ceil_div(blocks, std::min(ranges, blocks)), whole) * whole;
   plan->ranges = ceil_div(blocks, plan->range_blocks);
