@@ -181,7 +181,8 @@ def meaning(node: Node) -> Array | Expected:
     skips = node.operator == "BinaryConv2dSkip"
     residual = x if skips else typed(node, "residual", np.float32)
     demand(residual.shape == sums.shape or (residual.size == 1 and not skips))
-    return epilogue(sums, parts | {"residual": residual.reshape(sums.shape if residual.size > 1 else (1, 1, 1))})
+    whole = residual if residual.shape == sums.shape else residual.reshape(1, 1, 1)
+    return epilogue(sums, parts | {"residual": whole})
 
 
 def byte_meaning(node: Node, x: Array, geometry: Geometry, depth: int) -> Array:
