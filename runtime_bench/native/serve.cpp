@@ -49,12 +49,13 @@ Fields split(const std::string& line) {
 
 std::string or_null(int64_t value) { return value < 0 ? "null" : std::to_string(value); }
 
-// Whether onnxruntime, which says nothing of a file that it cannot write, wrote the end of its list of events.
+// Whether onnxruntime, which says nothing of a file that it cannot write, wrote the end of its list of events: a
+// bracket on a line of its own. Those within an event, which has one line, may be the last bytes of a cut file.
 bool whole_trace(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  file.seekg(-2, std::ios::end);
+  file.seekg(-3, std::ios::end);
   const std::string end{std::istreambuf_iterator<char>(file), {}};
-  return end.find(']') != std::string::npos;
+  return end == "\n]\n";
 }
 
 class Server {
