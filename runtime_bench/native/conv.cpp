@@ -46,8 +46,7 @@ thread_local Room run_room;  // words of a run of pixels, and of one row of outp
 
 // K, scale and bias of a channel; then rectify, shift_in, slope and shift_out as in Finish.
 Finish make_finish(float fan_in, float scale, float bias, bool rectify, float shift_in, float slope, float shift_out) {
-  Finish f{fan_in,     scale, bias, rectify, 0, 1, 0, 8388608.0f + static_cast<float>(static_cast<int32_t>(fan_in) / 2),
-           -2 * scale, bias,  true};
+  Finish f{fan_in, scale, bias, rectify, 0, 1, 0, static_cast<int32_t>(fan_in) / 2, -2 * scale, bias, true};
   // The half of an odd K goes into the bias. The shift in front of the activation must not: beside a residual the sum
   // of bias and shift may be larger than all that the definition computes, and rounds accordingly.
   if (static_cast<int32_t>(fan_in) % 2) f.start = bias + scale;
@@ -390,7 +389,7 @@ void BinaryConv::run_bits(const ConvShape& shape, const uint32_t* x, const int32
           const int64_t room = k - static_cast<int64_t>(thresholds[c]);
           const int64_t half = (room - (room < 0 ? 1 : 0)) / 2;
           const int32_t limit = static_cast<int32_t>(std::clamp<int64_t>(half, -1, k));
-          isa.threshold(counts + o * stride, isa.count_base + limit, static_cast<int>(c % kWordBits),
+          isa.threshold(counts + o * stride, limit, static_cast<int>(c % kWordBits),
                         out + c / kWordBits * out_pixels + begin + start, n);
         }
       });

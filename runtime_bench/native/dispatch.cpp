@@ -28,9 +28,9 @@ std::vector<Path> find_paths() {
     found.push_back({kAvx2.name, &kAvx2, &kAvx2Bytes});
   }
   if (__builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512f") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-    const bool bytes = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
-    found.push_back({kAvx512.name, &kAvx512, bytes ? &kAvx512Bytes : &kAvx2Bytes, &kAvx512Nhwc});
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi")) {
+    found.push_back({kAvx512.name, &kAvx512, &kAvx512Bytes, &kAvx512Nhwc});
   }
 #elif defined(__aarch64__)
   found.push_back({kNeon.name, &kNeon, &kNeonBytes});

@@ -29,9 +29,10 @@ struct Finish {
   bool rectify;                      // whether there is an activation
   float shift_in, slope, shift_out;  // 0, 1, 0 unless rectify
 
-  // The same from 2^23 + count: act((2^23 + count - middle) * step + start + residual), where the difference is exact.
+  // The same as act((count - middle) * step + start + residual), where the difference is exact; middle is half of K.
   // Only if `finite`: twice the scale or its sum with the bias may be no number.
-  float middle, step, start;
+  int32_t middle;
+  float step, start;
   bool finite;
 };
 
@@ -42,7 +43,6 @@ struct Isa {
   int cells_per_word;  // planes that a word's 32 channels are spread over
   int block;           // output channels counted together, at most kMaxBlock, a divisor of 32
   int64_t strip;       // positions counted at once
-  int32_t count_base;  // what `count` adds to every count
 
   // words[p] = bits of (x[c * plane + p] < shift[c * shift_step]), c < channels <= 32, for p < pixels. NaN gives 0.
   void (*pack)(const float* x, int64_t plane, const float* shift, int64_t shift_step, int64_t channels, int64_t pixels,
@@ -54,13 +54,13 @@ struct Isa {
   // The weight cell that `count` wants for cell `cell` of a weight word.
   uint32_t (*weight_cell)(uint32_t word, int cell);
 
-  // counts[o * stride + i] = count_base + sum over steps s of
+  // counts[o * stride + i] = sum over steps s of
   //     popcount(cell at offsets[s] + first + i  xor  weight[s][o]),
   // for o < channels <= block and i < positions <= strip; `first` is a multiple of strip. Up to kOverread cells past
   // the last position are read, and up to 64 counts past the last one overwritten.
   void (*count)(const Counting& job, int64_t first, int64_t positions, int channels, int32_t* counts, int64_t stride);
 
-  // With count_base subtracted from the counts: y[i] = act((fan_in - 2 counts[i]) * scale + bias + residual[i]);
+  // y[i] = act((fan_in - 2 counts[i]) * scale + bias + residual[i]);
   // residual may be null, or y. act(v) = prelu(v - shift_in; slope) + shift_out, where prelu multiplies values < 0.
   void (*finish)(const Finish& channel, const int32_t* counts, const float* residual, float* y, int64_t n);
 
@@ -70,7 +70,7 @@ struct Isa {
   void (*unit)(const Counting& job, const Finish* channels, int n, int64_t positions, const float* residual, float* y,
                int64_t plane);
 
-  // words[i] |= (counts[i] > limit) << bit, both with count_base
+  // words[i] |= (counts[i] > limit) << bit
   void (*threshold)(const int32_t* counts, int32_t limit, int bit, uint32_t* words, int64_t n);
 
   // Rounds of xor + popcount + add on registers alone, `rounds` times; returns how many binary MACs that was (for the

@@ -80,16 +80,23 @@ void place(const uint32_t* words, int64_t step, int64_t n, void* cells, int64_t)
 
 uint32_t weight_cell(uint32_t word, int) { return word; }
 
-// Sums start here: the bits of 2^23 as a float, so that `finish` may take a sum for the float 2^23 + count.
-constexpr int32_t kBase = 0x4b000000;
-
 // Two words a step. A plain sum takes xor, popcount, add for each word; adding both words into a register of
 // ones first, and counting only what it carries, takes 5 instructions for two:
 //   half = ones ^ a ^ u      next = half ^ b ^ v      carry = majority(ones, a ^ u, b ^ v) = f(ones, half, next)
+// The first word is what the ones begin with.
 constexpr int kXor3 = 0x96;   // x ^ y ^ z
 constexpr int kCarry = 0x5c;  // of half, ones, next
-// The ones are counted at the end, with 3 instructions, so for few words a plain sum is better.
-constexpr int64_t kWorthCarrying = 6;
+
+// Carries and ones are added up by one product of 16-bit pairs: (carries, kStart) * (2, start) + popcount(ones).
+constexpr int32_t kStart = 1 << 16;
+bool worth_carrying(int64_t steps) { return steps > 2 && steps < (1 << 16) / 32; }
+
+// What `add_up` wants to know of `start`, the number that sums begin with.
+__m512i factors(int32_t start) { return _mm512_set1_epi32(static_cast<int>(static_cast<uint32_t>(start) << 16 | 2)); }
+
+inline __attribute__((always_inline)) __m512i add_up(__m512i twos, __m512i ones, __m512i factors) {
+  return _mm512_dpwssd_epi32(_mm512_popcnt_epi32(ones), twos, factors);
+}
 
 inline __attribute__((always_inline)) __m512i broadcast(const uint32_t* weight) {
   __m512i value;
@@ -112,31 +119,33 @@ inline __attribute__((always_inline)) void add_step(const uint32_t* cells, const
   }
 }
 
-// sum = kBase + the counts of O outputs at P registers of positions.
+// sum = start + the counts of O outputs at P registers of positions.
 template <bool kCarries, int P, int O>
 inline __attribute__((always_inline)) void count_tile(const Counting& job, const uint32_t* weights, int64_t position,
-                                                      __m512i (&sum)[O][P]) {
+                                                      int32_t start, __m512i (&sum)[O][P]) {
   const uint32_t* cells = static_cast<const uint32_t*>(job.cells) + position;
   if (!kCarries) {
 #pragma GCC unroll 8
     for (int o = 0; o < O; ++o) {
 #pragma GCC unroll 4
-      for (int p = 0; p < P; ++p) sum[o][p] = _mm512_set1_epi32(kBase);
+      for (int p = 0; p < P; ++p) sum[o][p] = _mm512_set1_epi32(start);
     }
     for (int64_t s = 0; s < job.steps; ++s) add_step<P, O>(cells + job.offsets[s], weights + s * kBlock, sum);
     return;
   }
   __m512i twos[O][P], ones[O][P];
-#pragma GCC unroll 8
-  for (int o = 0; o < O; ++o) {
+  const int32_t* offset = job.offsets;
 #pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) {
-      twos[o][p] = _mm512_set1_epi32(kBase / 2);
-      ones[o][p] = _mm512_setzero_si512();
+  for (int p = 0; p < P; ++p) {
+    const __m512i a = _mm512_loadu_si512(cells + *offset + p * kLanes);
+#pragma GCC unroll 8
+    for (int o = 0; o < O; ++o) {
+      ones[o][p] = _mm512_xor_si512(a, _mm512_set1_epi32(static_cast<int>(weights[o])));
+      twos[o][p] = _mm512_set1_epi32(kStart);
     }
   }
-  const int32_t* offset = job.offsets;
-  const int32_t* end = offset + (job.steps & ~int64_t{1});
+  weights += kBlock;
+  const int32_t* end = ++offset + ((job.steps - 1) & ~int64_t{1});
   for (; offset != end; offset += 2, weights += 2 * kBlock) {
     const uint32_t* first = cells + offset[0];
     const uint32_t* second = cells + offset[1];
@@ -161,14 +170,13 @@ inline __attribute__((always_inline)) void count_tile(const Counting& job, const
       }
     }
   }
+  const __m512i ends = factors(start);
 #pragma GCC unroll 8
   for (int o = 0; o < O; ++o) {
 #pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) {
-      sum[o][p] = _mm512_add_epi32(_mm512_slli_epi32(twos[o][p], 1), _mm512_popcnt_epi32(ones[o][p]));
-    }
+    for (int p = 0; p < P; ++p) sum[o][p] = add_up(twos[o][p], ones[o][p], ends);
   }
-  if (job.steps & 1) add_step<P, O>(cells + *end, weights, sum);
+  if (job.steps % 2 == 0) add_step<P, O>(cells + *end, weights, sum);
 }
 
 // Covers registers of positions with tiles: tile(P, i) for P registers from the i-th on.
@@ -183,10 +191,10 @@ inline __attribute__((always_inline)) void for_tiles(int64_t registers, const Ti
   if (registers > i) tile(Constant<1>{}, i);
 }
 
-// `count_tile` for few positions: lane 2 o + k has output o of kBlock at position k of a pair, for T pairs.
-// counts: [kBlock, 2 T].
+// `count_tile` for few positions, where carrying is worth it: lane 2 o + k has output o of kBlock at position k of a
+// pair, for T pairs. sums: [kBlock, 2 T].
 template <int T>
-void count_pairs(const Counting& job, int64_t position, int32_t* counts) {
+void count_pairs(const Counting& job, int64_t position, int32_t start, int32_t* sums) {
   const uint32_t* cells = static_cast<const uint32_t*>(job.cells) + position;
   const uint32_t* weights = job.weights;
   const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
@@ -202,7 +210,7 @@ void count_pairs(const Counting& job, int64_t position, int32_t* counts) {
   __m512i twos[T], ones[T];
 #pragma GCC unroll 4
   for (int t = 0; t < T; ++t) {
-    twos[t] = _mm512_set1_epi32(kBase / 2);
+    twos[t] = _mm512_set1_epi32(kStart);
     ones[t] = _mm512_setzero_si512();
   }
   for (int64_t s = 0; s < job.steps; s += 2, weights += 2 * kBlock) {
@@ -219,17 +227,17 @@ void count_pairs(const Counting& job, int64_t position, int32_t* counts) {
   }
 #pragma GCC unroll 4
   for (int t = 0; t < T; ++t) {
-    int64_t sums[kBlock];
-    _mm512_storeu_si512(sums, _mm512_add_epi32(_mm512_slli_epi32(twos[t], 1), _mm512_popcnt_epi32(ones[t])));
-    for (int o = 0; o < kBlock; ++o) __builtin_memcpy(counts + (o * T + t) * 2, sums + o, sizeof sums[o]);
+    int64_t pairs[kBlock];
+    _mm512_storeu_si512(pairs, add_up(twos[t], ones[t], factors(start)));
+    for (int o = 0; o < kBlock; ++o) __builtin_memcpy(sums + (o * T + t) * 2, pairs + o, sizeof pairs[o]);
   }
 }
 
-template <int P, int O>
+template <bool kCarries, int P, int O>
 inline __attribute__((always_inline)) void store_counts(const Counting& job, int o, int64_t position, int32_t* counts,
                                                         int64_t stride) {
   __m512i sum[O][P];
-  count_tile<true, P, O>(job, job.weights + o, position, sum);
+  count_tile<kCarries, P, O>(job, job.weights + o, position, 0, sum);
 #pragma GCC unroll 8
   for (int q = 0; q < O; ++q) {
 #pragma GCC unroll 4
@@ -237,33 +245,37 @@ inline __attribute__((always_inline)) void store_counts(const Counting& job, int
   }
 }
 
-void count(const Counting& job, int64_t first, int64_t positions, int channels, int32_t* counts, int64_t stride) {
+template <bool kCarries>
+void count_tiles(const Counting& job, int64_t first, int64_t positions, int channels, int32_t* counts, int64_t stride) {
   for_tiles((positions + kLanes - 1) / kLanes, [&](auto constant, int64_t i) {
     constexpr int P = decltype(constant)::value;
     for (int o = 0; o < channels; o += kOutputs) {  // beyond `channels` the weights are there, and the counts too
-      store_counts<P, kOutputs>(job, o, first + i * kLanes, counts + o * stride + i * kLanes, stride);
+      store_counts<kCarries, P, kOutputs>(job, o, first + i * kLanes, counts + o * stride + i * kLanes, stride);
     }
   });
+}
+
+void count(const Counting& job, int64_t first, int64_t positions, int channels, int32_t* counts, int64_t stride) {
+  const auto tiles = worth_carrying(job.steps) ? count_tiles<true> : count_tiles<false>;
+  tiles(job, first, positions, channels, counts, stride);
 }
 
 // No activation is one with slope 1.
 template <bool kShift>
 struct Affines {  // the same in every lane
-  __m512 middle, step, start, shift_in, slope, shift_out;
+  __m512 step, start, shift_in, slope, shift_out;
 
   explicit Affines(const Finish& f)
-      : middle(_mm512_set1_ps(f.middle)),
-        step(_mm512_set1_ps(f.step)),
+      : step(_mm512_set1_ps(f.step)),
         start(_mm512_set1_ps(f.start)),
         shift_in(_mm512_set1_ps(f.shift_in)),
         slope(_mm512_set1_ps(f.slope)),
         shift_out(_mm512_set1_ps(f.shift_out)) {}
 
-  __m512 operator()(__m512i sum, __m512 residual) const { return finish<true>(sum, residual); }
-
+  // Of count - middle.
   template <bool kResidual>
   __m512 finish(__m512i sum, __m512 residual) const {
-    __m512 v = _mm512_fmadd_ps(_mm512_sub_ps(_mm512_castsi512_ps(sum), middle), step, start);
+    __m512 v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), step, start);
     if (kResidual) v = _mm512_add_ps(v, residual);
     if (kShift) v = _mm512_sub_ps(v, shift_in);
     v = _mm512_mask_mul_ps(v, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ), v, slope);
@@ -274,7 +286,7 @@ struct Affines {  // the same in every lane
 // As the definition says it, where twice the scale or its sum with the bias is no number.
 void finish_plainly(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
-    float v = (f.fan_in - 2.0f * static_cast<float>(counts[i] - kBase)) * f.scale + f.bias;
+    float v = (f.fan_in - 2.0f * static_cast<float>(counts[i])) * f.scale + f.bias;
     if (residual) v += residual[i];
     if (f.rectify) {
       v -= f.shift_in;
@@ -287,10 +299,12 @@ void finish_plainly(const Finish& f, const int32_t* counts, const float* residua
 void finish(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
   if (!f.finite) return finish_plainly(f, counts, residual, y, n);
   const Affines<true> affine(f);
+  const __m512i middle = _mm512_set1_epi32(f.middle);
   for (int64_t i = 0; i < n; i += kLanes) {
     const __mmask16 rest = n - i >= kLanes ? 0xffff : static_cast<__mmask16>((1u << (n - i)) - 1);
     const __m512 added = residual ? _mm512_maskz_loadu_ps(rest, residual + i) : _mm512_setzero_ps();
-    _mm512_mask_storeu_ps(y + i, rest, affine(_mm512_maskz_loadu_epi32(rest, counts + i), added));
+    const __m512i sum = _mm512_sub_epi32(_mm512_maskz_loadu_epi32(rest, counts + i), middle);
+    _mm512_mask_storeu_ps(y + i, rest, affine.finish<true>(sum, added));
   }
 }
 
@@ -299,7 +313,7 @@ template <bool kCarries, int P, int O, bool kShift, bool kResidual, bool kWhole>
 inline __attribute__((always_inline)) void unit_tile(const Counting& job, const Finish* ends, int o, int64_t position,
                                                      __mmask16 last, const float* residual, float* y, int64_t plane) {
   __m512i sum[O][P];
-  count_tile<kCarries, P, O>(job, job.weights + o, position, sum);
+  count_tile<kCarries, P, O>(job, job.weights + o, position, -ends->middle, sum);
 #pragma GCC unroll 8
   for (int q = 0; q < O; ++q) {
     const Affines<kShift> finished(ends[o + q]);
@@ -317,14 +331,14 @@ inline __attribute__((always_inline)) void unit_tile(const Counting& job, const 
 template <int T, bool kShift>
 void unit_pairs(const Counting& job, const Finish* ends, int n, int64_t position, int64_t left, const float* residual,
                 float* y, int64_t plane) {
-  int32_t counts[kBlock * 2 * T];
-  count_pairs<T>(job, position, counts);
+  int32_t sums[kBlock * 2 * T];
+  count_pairs<T>(job, position, -ends->middle, sums);
   const __mmask16 kept = static_cast<__mmask16>((1u << left) - 1);
   for (int o = 0; o < n; ++o) {
     float* target = y + o * plane + position;
     const __m512 extra = residual ? _mm512_maskz_loadu_ps(kept, residual + o * plane + position) : _mm512_setzero_ps();
-    const __m512i sum = _mm512_maskz_loadu_epi32(kept, counts + o * 2 * T);
-    _mm512_mask_storeu_ps(target, kept, Affines<kShift>(ends[o])(sum, extra));
+    const __m512i sum = _mm512_maskz_loadu_epi32(kept, sums + o * 2 * T);
+    _mm512_mask_storeu_ps(target, kept, Affines<kShift>(ends[o]).template finish<true>(sum, extra));
   }
 }
 
@@ -333,7 +347,7 @@ void unit_tiles(const Counting& job, const Finish* ends, int n, int64_t position
                 int64_t plane) {
   int64_t registers = (positions + kLanes - 1) / kLanes;
   const int64_t left = (positions - 1) % kLanes + 1;  // in the last register
-  const bool pairs = n > kOutputs && left <= kLanes / 2;
+  const bool pairs = kCarries && n > kOutputs && left <= kLanes / 2;
   const __mmask16 rest = static_cast<__mmask16>((1u << left) - 1);
   if (pairs) --registers;
   for_tiles(registers, [&](auto constant, int64_t i) {
@@ -382,7 +396,7 @@ void unit(const Counting& job, const Finish* channels, int n, int64_t positions,
       unit_tiles<false, false, false>, unit_tiles<false, false, true>, unit_tiles<false, true, false>,
       unit_tiles<false, true, true>,   unit_tiles<true, false, false>, unit_tiles<true, false, true>,
       unit_tiles<true, true, false>,   unit_tiles<true, true, true>};
-  const int carries = job.steps >= kWorthCarrying;
+  const int carries = worth_carrying(job.steps);
   kTiles[carries * 4 + shift * 2 + (residual != nullptr)](job, channels, n, positions, residual, y, plane);
 }
 
@@ -426,7 +440,7 @@ int64_t bound(int64_t rounds, uint32_t* sink) {
 }  // namespace
 
 extern const Isa kAvx512;
-const Isa kAvx512 = {"avx512", 4,           1,     kBlock, kStrip, kBase,     pack,
-                     place,    weight_cell, count, finish, unit,   threshold, bound};
+const Isa kAvx512 = {"avx512",    4,     1,      kBlock, kStrip,    pack, place,
+                     weight_cell, count, finish, unit,   threshold, bound};
 
 }  // namespace bnas

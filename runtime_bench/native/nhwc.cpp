@@ -393,13 +393,7 @@ void NhwcConv::count(const Host& host, const Use& use) const {
         for (int64_t first = 0; first < outputs; first += isa.strip) {
           const int64_t channels = std::min(isa.strip, outputs - first);
           isa.count(job, first, channels, n, counts, stride);
-          for (int i = 0; i < n; ++i) {
-            int32_t* of_pixel = counts + i * stride;
-            if (isa.count_base) {
-              for (int64_t c = 0; c < channels; ++c) of_pixel[c] -= isa.count_base;
-            }
-            use(position + i, group, first, channels, of_pixel);
-          }
+          for (int i = 0; i < n; ++i) use(position + i, group, first, channels, counts + i * stride);
         }
       }
     }
