@@ -78,4 +78,19 @@ struct Isa {
   int64_t (*bound)(int64_t rounds, uint32_t* sink);
 };
 
+// What follows is compiled for each instruction set apart, and must not be shared between them: static.
+
+// `finish` as the definition says it, where a channel is not `finite`.
+static inline void finish_plainly(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    float v = (f.fan_in - 2.0f * static_cast<float>(counts[i])) * f.scale + f.bias;
+    if (residual) v += residual[i];
+    if (f.rectify) {
+      v -= f.shift_in;
+      v = (v < 0 ? v * f.slope : v) + f.shift_out;
+    }
+    y[i] = v;
+  }
+}
+
 }  // namespace bnas

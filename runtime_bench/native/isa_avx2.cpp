@@ -347,24 +347,23 @@ void count(const Counting& job, int64_t first, int64_t positions, int channels, 
   if (i < positions) count_pixels<1>(job, first + i, channels, counts + i, stride);
 }
 
-template <bool kResidual, bool kRectify>
+// kShift: whether the activation has shifts. Without an activation all three are neutral.
+template <bool kResidual, bool kRectify, bool kShift>
 void finish_as(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
-  const __m256 fan_in = _mm256_set1_ps(f.fan_in), two = _mm256_set1_ps(2.0f);
-  const __m256 scale = _mm256_set1_ps(f.scale), bias = _mm256_set1_ps(f.bias);
+  const __m256i middle = _mm256_set1_epi32(f.middle);
+  const __m256 step = _mm256_set1_ps(f.step), start = _mm256_set1_ps(f.start);
   const __m256 shift_in = _mm256_set1_ps(f.shift_in), shift_out = _mm256_set1_ps(f.shift_out);
   const __m256 one = _mm256_set1_ps(1.0f);
   const __m256 slope_or_one = _mm256_xor_ps(_mm256_set1_ps(f.slope), one);  // with 1 again, it is the slope
-  const auto value = [&](__m256i sum, __m256 added) {
-    __m256 v = _mm256_fnmadd_ps(two, _mm256_cvtepi32_ps(sum), fan_in);
-    v = _mm256_fmadd_ps(v, scale, bias);
+  const auto value = [&](__m256i count, __m256 added) {
+    __m256 v = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(count, middle)), step, start);
     if (kResidual) v = _mm256_add_ps(v, added);
+    if (kShift) v = _mm256_sub_ps(v, shift_in);
     if (kRectify) {
-      v = _mm256_sub_ps(v, shift_in);
       const __m256 negative = _mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_LT_OQ);
       v = _mm256_mul_ps(v, _mm256_xor_ps(_mm256_and_ps(negative, slope_or_one), one));
-      v = _mm256_add_ps(v, shift_out);
     }
-    return v;
+    return kShift ? _mm256_add_ps(v, shift_out) : v;
   };
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
@@ -379,12 +378,12 @@ void finish_as(const Finish& f, const int32_t* counts, const float* residual, fl
 }
 
 void finish(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
-  if (residual) {
-    return f.rectify ? finish_as<true, true>(f, counts, residual, y, n)
-                     : finish_as<true, false>(f, counts, residual, y, n);
-  }
-  return f.rectify ? finish_as<false, true>(f, counts, residual, y, n)
-                   : finish_as<false, false>(f, counts, residual, y, n);
+  if (!f.finite) return finish_plainly(f, counts, residual, y, n);
+  constexpr decltype(&finish_as<true, true, true>) kForms[] = {
+      finish_as<false, false, false>, finish_as<false, true, false>, finish_as<false, true, true>,
+      finish_as<true, false, false>,  finish_as<true, true, false>,  finish_as<true, true, true>};
+  const bool shift = f.shift_in != 0 || f.shift_out != 0;
+  kForms[3 * (residual != nullptr) + f.rectify + shift](f, counts, residual, y, n);
 }
 
 void threshold(const int32_t* counts, int32_t limit, int bit, uint32_t* words, int64_t n) {

@@ -283,19 +283,6 @@ struct Affines {  // the same in every lane
   }
 };
 
-// As the definition says it, where twice the scale or its sum with the bias is no number.
-void finish_plainly(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    float v = (f.fan_in - 2.0f * static_cast<float>(counts[i])) * f.scale + f.bias;
-    if (residual) v += residual[i];
-    if (f.rectify) {
-      v -= f.shift_in;
-      v = (v < 0 ? v * f.slope : v) + f.shift_out;
-    }
-    y[i] = v;
-  }
-}
-
 void finish(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
   if (!f.finite) return finish_plainly(f, counts, residual, y, n);
   const Affines<true> affine(f);
