@@ -101,57 +101,53 @@ struct Work {
   // `fill(channel, n, pixel, pixels, words)` gives the signs of n channels for a run of pixels.
   template <typename Fill>
   void pack(int64_t begin, int64_t end, uint8_t* cells, const Fill& fill) const {
-    uint32_t* words = reinterpret_cast<uint32_t*>(
-        run_room.bytes(static_cast<size_t>(run_pixels() + plan.out_width) * sizeof(uint32_t)));
+    uint32_t* words = reinterpret_cast<uint32_t*>(run_room.bytes(static_cast<size_t>(run_pixels()) * sizeof(uint32_t)));
     const int64_t top = std::clamp(shape.pad_top, begin, end),
                   bottom = std::clamp(shape.pad_top + shape.height, top, end);
-    for (int64_t group = 0; group < shape.groups; ++group) {
-      for (size_t first = 0; first < plan.sources.size();) {  // sources of one word follow each other
-        size_t last = first + 1;
-        while (last < plan.sources.size() && plan.sources[last].word == plan.sources[first].word) ++last;
-        const int64_t channel = group * shape.group_channels() + plan.sources[first].word * kWordBits;
+    for (int64_t group = 0; group < shape.groups; ++group, cells += plan.group_cells * isa.cell_bytes) {
+      for (int64_t word = 0; word < words_of(shape.group_channels()); ++word) {
+        const int64_t channel = group * shape.group_channels() + word * kWordBits;
+        const int64_t bits = std::min(kWordBits, shape.group_channels() - word * kWordBits);
         for (int64_t row = top; row < bottom;) {
           int64_t rows = 0;  // that follow each other, are read by some kernel row, and fit into a run
           while (row + rows < bottom && (rows + 1) * shape.width <= run_pixels() && row_cell(row + rows) >= 0) ++rows;
-          if (rows > 0) {
-            fill(channel, plan.sources[first].bits, (row - shape.pad_top) * shape.width, rows * shape.width, words);
-          }
+          if (rows > 0) fill(channel, bits, (row - shape.pad_top) * shape.width, rows * shape.width, words);
           for (int64_t r = 0; r < rows; ++r) {
-            for (size_t i = first; i < last; ++i) {
-              place_row(plan.sources[i], words + r * shape.width, words + run_pixels(),
-                        cells + (plan.source_cells[i] + row_cell(row + r)) * isa.cell_bytes);
-            }
+            place_row(words + r * shape.width, cells + (word * plan.word_cells + row_cell(row + r)) * isa.cell_bytes);
           }
           row += std::max<int64_t>(rows, 1);
         }
-        first = last;
       }
-      cells += plan.source_cells.back() * isa.cell_bytes;
     }
   }
 
   int64_t row_cell(int64_t row) const { return plan.row_cells[static_cast<size_t>(row)]; }
 
-  // words: of the pixels of one image row. row: room for one word per output column.
-  void place_row(const Source& source, const uint32_t* words, uint32_t* row, uint8_t* cells) const {
-    if (source.taps > 1) std::memset(row, 0, static_cast<size_t>(plan.out_width) * sizeof(uint32_t));
-    for (int64_t j = 0; j < source.taps; ++j) {
-      const Plan::Column& column = plan.columns[source.tap + j];
-      const int64_t n = column.end - column.begin, stride = shape.stride_w;
-      if (n <= 0) continue;
-      const uint32_t* pixels = words + column.begin * stride + column.at;
-      if (source.taps == 1) {
-        return isa.place(pixels, stride, n, cells + column.begin * isa.cell_bytes, plan.cell_plane);
+  // words: of the pixels of one image row. cells: where the first kernel column has it.
+  void place_row(const uint32_t* words, uint8_t* cells) const {
+    for (const Plan::Column& column : plan.columns) {
+      const int64_t n = column.end - column.begin;
+      if (n > 0) {
+        isa.place(words + column.begin * shape.stride_w + column.at, shape.stride_w, n,
+                  cells + column.begin * isa.cell_bytes, plan.cell_plane);
       }
-      uint32_t* target = row + column.begin;
-      const int shift = static_cast<int>(j * source.bits);
-      if (stride == 1) {  // a loop of its own, which compilers turn into vectors
-        for (int64_t i = 0; i < n; ++i) target[i] |= pixels[i] << shift;
-      } else {
-        for (int64_t i = 0; i < n; ++i) target[i] |= pixels[i * stride] << shift;
+      cells += plan.tap_cells * isa.cell_bytes;
+    }
+  }
+
+  // Joins taps for output rows [row, row + rows) of one image, of which all that is read is packed.
+  void join(int64_t row, int64_t rows, uint8_t* cells) const {
+    const int64_t bytes = rows * plan.out_width * isa.cell_bytes;
+    cells += row * plan.out_width * isa.cell_bytes;
+    for (int64_t group = 0; group < shape.groups; ++group, cells += plan.group_cells * isa.cell_bytes) {
+      for (const Plan::Join& join : plan.joins) {
+        uint8_t* target = cells + join.cell * isa.cell_bytes;
+        std::memcpy(target, cells + join.taps[0] * isa.cell_bytes, static_cast<size_t>(bytes));
+        for (size_t j = 1; j < join.taps.size(); ++j) {
+          isa.join(cells + join.taps[j] * isa.cell_bytes, static_cast<int>(j) * join.bits, bytes, target);
+        }
       }
     }
-    if (source.taps > 1) isa.place(row, 1, plan.out_width, cells, plan.cell_plane);
   }
 
   // The blocks [first, last), numbered through all groups, of output rows [row, row + rows):
@@ -164,7 +160,7 @@ struct Work {
     job.steps = static_cast<int64_t>(plan.offsets.size());
     for (int64_t block = first; block < last; ++block) {
       const int64_t group = block / group_blocks(), in_group = block % group_blocks() * isa.block;
-      job.cells = cells + (group * plan.source_cells.back() + row * plan.out_width) * isa.cell_bytes;
+      job.cells = cells + (group * plan.group_cells + row * plan.out_width) * isa.cell_bytes;
       job.weights = weights + block * job.steps * isa.block;
       body(job, group * shape.group_outputs() + in_group,
            static_cast<int>(std::min<int64_t>(isa.block, shape.group_outputs() - in_group)), rows * plan.out_width);
@@ -212,6 +208,13 @@ struct Work {
           i += n;
         }
       });
+      const auto join_slab = [&](int64_t image, int64_t slab) {
+        const int64_t row = plan.first_row(slab), n = plan.first_row(slab + 1) - row;
+        join(row, n, cells + image * cells_bytes);
+      };
+      if (apart && !plan.joins.empty()) {
+        run_tasks(host, images * plan.slabs, [&](int64_t task) { join_slab(task / plan.slabs, task % plan.slabs); });
+      }
       run_tasks(host, images * plan.slabs * ranges, [&](int64_t task) {
         const int64_t range = task % ranges, slab = task / ranges % plan.slabs, image = task / ranges / plan.slabs;
         if (!apart) {
@@ -220,6 +223,7 @@ struct Work {
           const int64_t end =
               is_last ? plan.last_read(slab) : std::min(plan.first_read(slab + 1), plan.last_read(slab));
           if (begin < end) pack_rows(image, begin, end);
+          join_slab(image, slab);
         }
         const int64_t row = plan.first_row(slab);
         body(first + image, row, plan.first_row(slab + 1) - row, range, cells + image * cells_bytes);
@@ -273,25 +277,23 @@ BinaryConv::BinaryConv(const ConvShape& shape, const uint8_t* w_packed, const Pa
     return;
   }
   const Isa& isa = *path.isa;
-  const std::vector<Source> sources = sources_of(shape);
+  const std::vector<Step> steps = steps_of(shape, isa);
   const int64_t blocks = ceil_div(shape.group_outputs(), isa.block);
+  const int64_t cell_bits = kWordBits / isa.cells_per_word;
   for (int64_t block = 0; block < shape.groups * blocks; ++block) {
     const int64_t first = block % blocks * isa.block;  // output channel in the group
     const int64_t outputs = std::min<int64_t>(isa.block, shape.group_outputs() - first);
     const int64_t out = block / blocks * shape.group_outputs() + first;
-    for (int64_t ky = 0; ky < shape.kernel_h; ++ky) {
-      for (const Source& source : sources) {
-        uint32_t words[kMaxBlock] = {};
-        for (int64_t o = 0; o < outputs; ++o) {
-          for (int64_t j = 0; j < source.taps; ++j) {
-            const int64_t tap = ky * shape.kernel_w + source.tap + j;
-            words[o] |= weight_word(w_packed + ((out + o) * taps + tap) * bytes, source.word, channels)
-                        << j * source.bits;
-          }
+    for (const Step& step : steps) {
+      for (int64_t o = 0; o < isa.block; ++o) {
+        uint32_t cell = 0;
+        for (size_t j = 0; j < step.taps.size() && o < outputs; ++j) {
+          const int64_t tap = step.taps[j].row * shape.kernel_w + step.taps[j].column;
+          const uint32_t word = weight_word(w_packed + ((out + o) * taps + tap) * bytes, step.word, channels);
+          const uint32_t mask = step.bits == kWordBits ? ~0u : (1u << step.bits) - 1;
+          cell |= (word >> step.cell * cell_bits & mask) << static_cast<int64_t>(j) * step.bits;
         }
-        for (int cell = 0; cell < source.cells(isa); ++cell) {
-          for (int64_t o = 0; o < isa.block; ++o) weights_.push_back(isa.weight_cell(words[o], cell));
-        }
+        weights_.push_back(isa.weight_cell(cell, 0));
       }
     }
   }

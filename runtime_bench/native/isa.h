@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 namespace bnas {
 
@@ -51,6 +52,9 @@ struct Isa {
   // Cell c of words[i * step] to cells[c * plane + i], for i < n and c < cells_per_word; cells and plane in cells.
   void (*place)(const uint32_t* words, int64_t step, int64_t n, void* cells, int64_t plane);
 
+  // Bits of cells, shifted, join those of `target`: so many bytes of whole cells, no bit of which leaves its own.
+  void (*join)(const uint8_t* cells, int shift, int64_t bytes, uint8_t* target);
+
   // The weight cell that `count` wants for cell `cell` of a weight word.
   uint32_t (*weight_cell)(uint32_t word, int cell);
 
@@ -79,6 +83,20 @@ struct Isa {
 };
 
 // What follows is compiled for each instruction set apart, and must not be shared between them: static.
+
+static inline void join_cells(const uint8_t* cells, int shift, int64_t bytes, uint8_t* target) {
+  const auto join = [&](auto several, int64_t i) {
+    auto more = several;
+    std::memcpy(&several, target + i, sizeof several);
+    std::memcpy(&more, cells + i, sizeof more);
+    several = static_cast<decltype(several)>(several | more << shift);
+    std::memcpy(target + i, &several, sizeof several);
+  };
+  int64_t i = 0;
+  for (; i + 8 <= bytes; i += 8) join(uint64_t{}, i);
+  if (i + 4 <= bytes) join(uint32_t{}, i), i += 4;
+  for (; i < bytes; ++i) join(uint8_t{}, i);
+}
 
 // `finish` as the definition says it, where a channel is not `finite`.
 static inline void finish_plainly(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {

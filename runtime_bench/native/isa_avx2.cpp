@@ -427,6 +427,6 @@ int64_t bound(int64_t rounds, uint32_t* sink) {
 
 extern const Isa kAvx2;
 const Isa kAvx2 = {"avx2",      1,     8,      kBlock,  8 * kTile * kLanes, pack, place,
-                   weight_cell, count, finish, nullptr, threshold,          bound};
+                   join_cells, weight_cell, count, finish, nullptr, threshold,          bound};
 
 }  // namespace bnas

@@ -427,7 +427,7 @@ int64_t bound(int64_t rounds, uint32_t* sink) {
 }  // namespace
 
 extern const Isa kAvx512;
-const Isa kAvx512 = {"avx512",    4,     1,      kBlock, kStrip,    pack, place,
-                     weight_cell, count, finish, unit,   threshold, bound};
+const Isa kAvx512 = {"avx512",   4,           1,     kBlock, kStrip, pack,      place,
+                     join_cells, weight_cell, count, finish, unit,   threshold, bound};
 
 }  // namespace bnas

@@ -227,7 +227,7 @@ int64_t bound(int64_t rounds, uint32_t* sink) {
 }  // namespace
 
 extern const Isa kNeon;
-const Isa kNeon = {"neon",      4,     1,      kBlock,  8 * kTile * kLanes, pack, place,
-                   weight_cell, count, finish, nullptr, threshold,          bound};
+const Isa kNeon = {"neon",     4,           1,     kBlock, 8 * kTile* kLanes, pack,      place,
+                   join_cells, weight_cell, count, finish, nullptr,           threshold, bound};
 
 }  // namespace bnas

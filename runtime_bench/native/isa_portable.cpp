@@ -86,7 +86,7 @@ int64_t bound(int64_t rounds, uint32_t* sink) {
 }  // namespace
 
 extern const Isa kPortable;
-const Isa kPortable = {"portable",  4,     1,      kBlock,  256,       pack, place,
-                       weight_cell, count, finish, nullptr, threshold, bound};
+const Isa kPortable = {"portable", 4,           1,     kBlock, 256,     pack,      place,
+                       join_cells, weight_cell, count, finish, nullptr, threshold, bound};
 
 }  // namespace bnas

@@ -4,6 +4,7 @@
 #include <limits>
 #include <map>
 #include <stdexcept>
+#include <utility>
 
 namespace bnas {
 namespace {
@@ -33,16 +34,28 @@ void cut(const ConvShape& s, const Isa& isa, Plan* plan) {
 
 }  // namespace
 
-std::vector<Source> sources_of(const ConvShape& s) {
-  std::vector<Source> sources;
-  for (int64_t word = 0; word < words_of(s.group_channels()); ++word) {
-    const int64_t bits = std::min(kWordBits, s.group_channels() - word * kWordBits);
-    const int64_t together = kWordBits / bits;
-    for (int64_t tap = 0; tap < s.kernel_w; tap += together) {
-      sources.push_back({word, bits, tap, std::min(together, s.kernel_w - tap)});
+std::vector<Step> steps_of(const ConvShape& s, const Isa& isa) {
+  const int64_t room = kWordBits / isa.cells_per_word;
+  std::vector<Step> steps;
+  size_t open = 0;  // the step after the last one that taps may share; only one cell of the channels has so few
+  for (int64_t row = 0; row < s.kernel_h; ++row) {
+    for (int64_t word = 0; word < words_of(s.group_channels()); ++word) {
+      const int64_t bits = std::min(kWordBits, s.group_channels() - word * kWordBits);
+      for (int64_t column = 0; column < s.kernel_w; ++column) {
+        for (int64_t cell = 0; cell * room < bits; ++cell) {
+          const int64_t in_cell = std::min(room, bits - cell * room);
+          const bool shares = 2 * in_cell <= room;
+          if (shares && open > 0 && static_cast<int64_t>(steps[open - 1].taps.size() + 1) * in_cell <= room) {
+            steps[open - 1].taps.push_back({row, column});
+          } else {
+            steps.push_back({word, cell, in_cell, {{row, column}}});
+            if (shares) open = steps.size();
+          }
+        }
+      }
     }
   }
-  return sources;
+  return steps;
 }
 
 Plan make_plan(const ConvShape& s, const Isa& isa) {
@@ -55,7 +68,6 @@ Plan make_plan(const ConvShape& s, const Isa& isa) {
   plan.extent = (s.kernel_h - 1) * s.dilation_h + 1;
   plan.padded = s.pad_top > 0 || (s.out_height() - 1) * s.stride_h + plan.extent > s.pad_top + s.height;
 
-  plan.sources = sources_of(s);
   cut(s, isa, &plan);
 
   struct Rows {
@@ -85,22 +97,27 @@ Plan make_plan(const ConvShape& s, const Isa& isa) {
     plan.columns.push_back({at, begin, std::max(begin, end)});
     plan.padded = plan.padded || begin > 0 || end < plan.out_width;
   }
-  for (int64_t i = 0; i <= static_cast<int64_t>(plan.sources.size()); ++i) {
-    plan.source_cells.push_back(i * plan.cell_plane * isa.cells_per_word);
+  plan.tap_cells = plan.cell_plane * isa.cells_per_word;
+  plan.word_cells = plan.tap_cells * s.kernel_w;
+  plan.group_cells = plan.word_cells * words_of(s.group_channels());
+  std::vector<int64_t> offsets;
+  for (const Step& step : steps_of(s, isa)) {
+    Plan::Join join{plan.group_cells, static_cast<int>(step.bits), {}};
+    for (const Step::Tap& tap : step.taps) {
+      join.taps.push_back(step.word * plan.word_cells + tap.column * plan.tap_cells + step.cell * plan.cell_plane +
+                          plan.row_cells[static_cast<size_t>(tap.row * s.dilation_h)]);
+    }
+    const bool alone = step.taps.size() == 1;
+    offsets.push_back(alone ? join.taps[0] : join.cell);
+    if (alone) continue;
+    plan.group_cells += plan.out_height * plan.out_width;
+    plan.joins.push_back(std::move(join));
   }
-  plan.image_cells = plan.source_cells.back() * s.groups;
-  if (plan.source_cells.back() > std::numeric_limits<int32_t>::max()) {  // offsets stay within a group
+  plan.image_cells = plan.group_cells * s.groups;
+  if (plan.group_cells > std::numeric_limits<int32_t>::max()) {  // offsets stay within a group
     throw std::length_error("the image is too large");
   }
-
-  for (int64_t ky = 0; ky < s.kernel_h; ++ky) {
-    const int64_t first = plan.row_cells[static_cast<size_t>(ky * s.dilation_h)];
-    for (size_t i = 0; i < plan.sources.size(); ++i) {
-      for (int64_t cell = 0; cell < plan.sources[i].cells(isa); ++cell) {
-        plan.offsets.push_back(static_cast<int32_t>(plan.source_cells[i] + cell * plan.cell_plane + first));
-      }
-    }
-  }
+  for (const int64_t offset : offsets) plan.offsets.push_back(static_cast<int32_t>(offset));
   return plan;
 }
 
