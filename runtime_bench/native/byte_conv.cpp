@@ -200,7 +200,9 @@ void ByteConv::run(const ConvShape& s, const float* x, const Levels& rounding, c
   std::vector<ByteFinish> finish;
   for (int64_t o = 0; o < s.out_channels; ++o) {
     const int32_t start = isa.values == 4 ? -rounding.zero * sums_[o] : 0;
-    finish.push_back({start, at(affine.scale, o), at(affine.bias, o), at(affine.slope, o), at(affine.shift_out, o)});
+    // A shift of 0, which is left out without an activation, would make -0 to 0. Only a bias of -0 can make -0.
+    const float bias = at(affine.bias, o) + 0.0f;
+    finish.push_back({start, at(affine.scale, o), bias, at(affine.slope, o), at(affine.shift_out, o)});
   }
   const Levels& out = affine.y;
   ByteEnd end{};

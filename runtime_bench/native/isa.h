@@ -111,4 +111,20 @@ static inline void finish_plainly(const Finish& f, const int32_t* counts, const 
   }
 }
 
+// `unit` as `count` and `finish` by turns, kStrip positions at a time.
+template <int kBlock, int64_t kStrip>
+static void unit_plainly(const Counting& job, const Finish* channels, int n, int64_t positions, const float* residual,
+                         float* y, int64_t plane, decltype(Isa::count) count, decltype(Isa::finish) finish) {
+  constexpr int64_t kRow = kStrip + 64;  // `count` may write so far past a strip
+  int32_t counts[kBlock * kRow];
+  for (int64_t first = 0; first < positions; first += kStrip) {
+    const int64_t left = positions - first < kStrip ? positions - first : kStrip;
+    count(job, first, left, n, counts, kRow);
+    for (int o = 0; o < n; ++o) {
+      const int64_t at = o * plane + first;
+      finish(channels[o], counts + o * kRow, residual ? residual + at : nullptr, y + at, left);
+    }
+  }
+}
+
 }  // namespace bnas

@@ -18,6 +18,7 @@ namespace {
 constexpr int kBlock = 8;
 constexpr int64_t kLanes = 32;
 constexpr int64_t kTile = 2;          // registers of pixels; 2 x 2 pairs of outputs make 8 sums, beside 4 partial ones
+constexpr int64_t kStrip = 8 * kTile * kLanes;
 constexpr int64_t kByteSteps = 63;    // of at most 4 each that a byte can hold
 constexpr int64_t kWordChunks = 128;  // of kByteSteps that 16 bits can hold, a remainder of 255 included
 
@@ -280,9 +281,10 @@ inline __attribute__((always_inline)) void resolve(__m256i a, __m256i b, const U
   use(1, high0, high1);
 }
 
-template <int P, int Q>
-void count_tile(const Counting& job, int64_t position, int first_channel, int channels,
-                int32_t* counts, int64_t stride) {
+// use(channel, p, even, odd, high): the counts of one output, counted from first_channel, at 32 positions; see `write`.
+template <int P, int Q, typename Use>
+inline __attribute__((always_inline)) void count_tile(const Counting& job, int64_t position, int first_channel,
+                                                      int channels, const Use& use) {
   const uint8_t* cells = static_cast<const uint8_t*>(job.cells) + position;
   const uint8_t* weights = reinterpret_cast<const uint8_t*>(job.weights + first_channel) + 3;
   const int32_t* offsets = job.offsets;
@@ -323,67 +325,140 @@ void count_tile(const Counting& job, int64_t position, int first_channel, int ch
           even = _mm256_add_epi16(words[q][p][i][0], even);
           odd = _mm256_add_epi16(words[q][p][i][1], odd);
         }
-        int32_t* target = counts + (first_channel + 2 * q + i) * stride;
-        write(even, odd, long_sums ? high[q][p][i] : nullptr, target + p * kLanes);
+        use(2 * q + i, p, even, odd, long_sums ? high[q][p][i] : nullptr);
       });
     }
   }
 }
 
-template <int P>
-void count_pixels(const Counting& job, int64_t position, int channels, int32_t* counts, int64_t stride) {
-  for (int o = 0; o < channels; o += 4) {
-    if (channels - o > 2) {
-      count_tile<P, 2>(job, position, o, channels - o, counts, stride);
-    } else {
-      count_tile<P, 1>(job, position, o, channels - o, counts, stride);
+template <int P, int Q>
+void store_counts(const Counting& job, int64_t position, int first_channel, int channels, int32_t* counts,
+                  int64_t stride) {
+  count_tile<P, Q>(job, position, first_channel, channels,
+                   [&](int o, int p, __m256i even, __m256i odd, const __m256i* high) {
+                     write(even, odd, high, counts + (first_channel + o) * stride + p * kLanes);
+                   });
+}
+
+void count(const Counting& job, int64_t first, int64_t positions, int channels, int32_t* counts, int64_t stride) {
+  for (int64_t i = 0; i < positions; i += kTile * kLanes) {
+    const bool wide = positions - i > kLanes;
+    for (int o = 0; o < channels; o += 4) {
+      const auto tile = channels - o > 2 ? (wide ? store_counts<kTile, 2> : store_counts<1, 2>)
+                                         : (wide ? store_counts<kTile, 1> : store_counts<1, 1>);
+      tile(job, first + i, o, channels - o, counts + i, stride);
     }
   }
 }
 
-void count(const Counting& job, int64_t first, int64_t positions, int channels, int32_t* counts, int64_t stride) {
-  int64_t i = 0;
-  for (; i + kLanes < positions; i += kTile * kLanes) count_pixels<kTile>(job, first + i, channels, counts + i, stride);
-  if (i < positions) count_pixels<1>(job, first + i, channels, counts + i, stride);
-}
-
 // kShift: whether the activation has shifts. Without an activation all three are neutral.
 template <bool kResidual, bool kRectify, bool kShift>
-void finish_as(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
-  const __m256i middle = _mm256_set1_epi32(f.middle);
-  const __m256 step = _mm256_set1_ps(f.step), start = _mm256_set1_ps(f.start);
-  const __m256 shift_in = _mm256_set1_ps(f.shift_in), shift_out = _mm256_set1_ps(f.shift_out);
-  const __m256 one = _mm256_set1_ps(1.0f);
-  const __m256 slope_or_one = _mm256_xor_ps(_mm256_set1_ps(f.slope), one);  // with 1 again, it is the slope
-  const auto value = [&](__m256i count, __m256 added) {
-    __m256 v = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(count, middle)), step, start);
-    if (kResidual) v = _mm256_add_ps(v, added);
+struct Affines {  // the same in every lane
+  __m256 step, start, shift_in, shift_out, one, slope_or_one;
+
+  explicit Affines(const Finish& f)
+      : step(_mm256_set1_ps(f.step)),
+        start(_mm256_set1_ps(f.start)),
+        shift_in(_mm256_set1_ps(f.shift_in)),
+        shift_out(_mm256_set1_ps(f.shift_out)),
+        one(_mm256_set1_ps(1.0f)),
+        slope_or_one(_mm256_xor_ps(_mm256_set1_ps(f.slope), one)) {}  // with 1 again, it is the slope
+
+  // The first n results of 8, from count - middle.
+  inline __attribute__((always_inline)) void operator()(__m256i sum, const float* residual, float* y, int64_t n) const {
+    __m256 v = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), step, start);
+    const __m256i lanes = first_lanes(n);
+    if (kResidual) v = _mm256_add_ps(v, n >= 8 ? _mm256_loadu_ps(residual) : _mm256_maskload_ps(residual, lanes));
     if (kShift) v = _mm256_sub_ps(v, shift_in);
     if (kRectify) {
       const __m256 negative = _mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_LT_OQ);
       v = _mm256_mul_ps(v, _mm256_xor_ps(_mm256_and_ps(negative, slope_or_one), one));
     }
-    return kShift ? _mm256_add_ps(v, shift_out) : v;
-  };
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m256 added = kResidual ? _mm256_loadu_ps(residual + i) : _mm256_setzero_ps();
-    _mm256_storeu_ps(y + i, value(load(counts + i), added));
+    if (kShift) v = _mm256_add_ps(v, shift_out);
+    if (n >= 8) {
+      _mm256_storeu_ps(y, v);
+    } else {
+      _mm256_maskstore_ps(y, lanes, v);
+    }
   }
-  if (i < n) {
-    const __m256i lanes = first_lanes(n - i);
-    const __m256 added = kResidual ? _mm256_maskload_ps(residual + i, lanes) : _mm256_setzero_ps();
-    _mm256_maskstore_ps(y + i, lanes, value(load(counts + i), added));
+};
+
+template <bool kResidual, bool kRectify, bool kShift>
+void finish_as(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
+  const Affines<kResidual, kRectify, kShift> affine(f);
+  const __m256i middle = _mm256_set1_epi32(f.middle);
+  for (int64_t i = 0; i < n; i += 8) {
+    affine(_mm256_sub_epi32(load(counts + i), middle), kResidual ? residual + i : nullptr, y + i, n - i);
   }
 }
 
+// The first of `left` positions; ends, residual and y are those of the first output.
+template <int P, int Q, bool kResidual, bool kRectify, bool kShift>
+void unit_tile(const Counting& job, int64_t position, int first_channel, int channels, int64_t left,
+               const Finish* ends, const float* residual, float* y, int64_t plane) {
+  const auto use = [&](int o, int p, __m256i even, __m256i odd, const __m256i*) __attribute__((always_inline)) {
+    const Affines<kResidual, kRectify, kShift> affine(ends[o]);
+    const __m256i middle = _mm256_set1_epi16(static_cast<int16_t>(ends[o].middle));
+    even = _mm256_sub_epi16(even, middle);
+    odd = _mm256_sub_epi16(odd, middle);
+    const __m256i low = _mm256_unpacklo_epi16(even, odd), high = _mm256_unpackhi_epi16(even, odd);
+    const __m128i eights[4] = {_mm256_castsi256_si128(low), _mm256_castsi256_si128(high),
+                               _mm256_extracti128_si256(low, 1), _mm256_extracti128_si256(high, 1)};
+    const int64_t at = o * plane + p * kLanes, n = left - p * kLanes;
+    const auto finish_eight = [&](int i, int64_t lanes) {
+      affine(_mm256_cvtepi16_epi32(eights[i]), kResidual ? residual + at + 8 * i : nullptr, y + at + 8 * i, lanes);
+    };
+    if (n >= kLanes) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) finish_eight(i, 8);
+    } else {
+      for (int i = 0; 8 * i < n; ++i) finish_eight(i, n - 8 * i);
+    }
+  };
+  count_tile<P, Q>(job, position, first_channel, channels, use);
+}
+
+template <bool kResidual, bool kRectify, bool kShift>
+void unit_as(const Counting& job, const Finish* ends, int n, int64_t positions, const float* residual, float* y,
+             int64_t plane) {
+  for (int64_t i = 0; i < positions; i += kTile * kLanes) {
+    const bool wide = positions - i > kLanes;
+    for (int o = 0; o < n; o += 4) {
+      const auto tile = n - o > 2 ? (wide ? unit_tile<kTile, 2, kResidual, kRectify, kShift>
+                                          : unit_tile<1, 2, kResidual, kRectify, kShift>)
+                                  : (wide ? unit_tile<kTile, 1, kResidual, kRectify, kShift>
+                                          : unit_tile<1, 1, kResidual, kRectify, kShift>);
+      const int64_t at = o * plane + i;
+      tile(job, i, o, n - o, positions - i, ends + o, kResidual ? residual + at : nullptr, y + at, plane);
+    }
+  }
+}
+
+// For the forms of a template<kResidual, kRectify, kShift>, in the order of `kFinishes`.
+int form(bool residual, bool rectify, bool shift) { return 3 * residual + rectify + (rectify && shift); }
+
+bool shifts(const Finish& f) { return f.shift_in != 0 || f.shift_out != 0; }
+
 void finish(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
   if (!f.finite) return finish_plainly(f, counts, residual, y, n);
-  constexpr decltype(&finish_as<true, true, true>) kForms[] = {
+  constexpr decltype(&finish_as<true, true, true>) kFinishes[] = {
       finish_as<false, false, false>, finish_as<false, true, false>, finish_as<false, true, true>,
       finish_as<true, false, false>,  finish_as<true, true, false>,  finish_as<true, true, true>};
-  const bool shift = f.shift_in != 0 || f.shift_out != 0;
-  kForms[3 * (residual != nullptr) + f.rectify + shift](f, counts, residual, y, n);
+  kFinishes[form(residual, f.rectify, shifts(f))](f, counts, residual, y, n);
+}
+
+void unit(const Counting& job, const Finish* channels, int n, int64_t positions, const float* residual, float* y,
+          int64_t plane) {
+  bool plain = job.steps >= kByteSteps * kWordChunks, shift = false;  // then counts need more than 16 bits
+  for (int o = 0; o < n; ++o) {
+    plain = plain || !channels[o].finite;
+    shift = shift || shifts(channels[o]);
+  }
+  if (plain) return unit_plainly<kBlock, kStrip>(job, channels, n, positions, residual, y, plane, count, finish);
+  constexpr decltype(&unit_as<true, true, true>) kUnits[] = {
+      unit_as<false, false, false>, unit_as<false, true, false>, unit_as<false, true, true>,
+      unit_as<true, false, false>,  unit_as<true, true, false>,  unit_as<true, true, true>};
+  kUnits[form(residual, channels->rectify, shift)](job, channels, n, positions, residual, y, plane);
 }
 
 void threshold(const int32_t* counts, int32_t limit, int bit, uint32_t* words, int64_t n) {
@@ -426,7 +501,7 @@ int64_t bound(int64_t rounds, uint32_t* sink) {
 }  // namespace
 
 extern const Isa kAvx2;
-const Isa kAvx2 = {"avx2",      1,     8,      kBlock,  8 * kTile * kLanes, pack, place,
-                   join_cells, weight_cell, count, finish, nullptr, threshold,          bound};
+const Isa kAvx2 = {"avx2",      1,     8,      kBlock,  kStrip, pack, place,
+                   join_cells, weight_cell, count, finish, unit, threshold,          bound};
 
 }  // namespace bnas

@@ -358,19 +358,6 @@ void unit_tiles(const Counting& job, const Finish* ends, int n, int64_t position
   tail(job, ends, n, registers * kLanes, left, residual, y, plane);
 }
 
-void unit_plainly(const Counting& job, const Finish* channels, int n, int64_t positions, const float* residual,
-                  float* y, int64_t plane) {
-  int32_t counts[kBlock * (kStrip + kLanes)];
-  for (int64_t first = 0; first < positions; first += kStrip) {
-    const int64_t lanes = positions - first < kStrip ? positions - first : kStrip;
-    count(job, first, lanes, n, counts, kStrip + kLanes);
-    for (int o = 0; o < n; ++o) {
-      const int64_t at = o * plane + first;
-      finish(channels[o], counts + o * (kStrip + kLanes), residual ? residual + at : nullptr, y + at, lanes);
-    }
-  }
-}
-
 void unit(const Counting& job, const Finish* channels, int n, int64_t positions, const float* residual, float* y,
           int64_t plane) {
   bool plain = false, shift = false;
@@ -378,7 +365,7 @@ void unit(const Counting& job, const Finish* channels, int n, int64_t positions,
     plain = plain || !channels[o].finite;
     shift = shift || channels[o].shift_in != 0 || channels[o].shift_out != 0;
   }
-  if (plain) return unit_plainly(job, channels, n, positions, residual, y, plane);
+  if (plain) return unit_plainly<kBlock, kStrip>(job, channels, n, positions, residual, y, plane, count, finish);
   constexpr decltype(&unit_tiles<true, true, true>) kTiles[] = {
       unit_tiles<false, false, false>, unit_tiles<false, false, true>, unit_tiles<false, true, false>,
       unit_tiles<false, true, true>,   unit_tiles<true, false, false>, unit_tiles<true, false, true>,

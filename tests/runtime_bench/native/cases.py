@@ -22,7 +22,7 @@ BOUNDED = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
-EDGES = (1, 2, 3, 31, 32, 33, 63, 64, 65, 96, 127)
+EDGES = (1, 2, 3, 12, 31, 32, 33, 40, 48, 63, 64, 65, 96, 127)
 LARGEST = float(np.finfo(np.float32).max)
 HARD = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, -1e-45, 1e-40, -1e-40, LARGEST, -LARGEST], np.float32)
 MOST_MACS = 1 << 20  # of one case: the slowest is the reference under an emulator
