@@ -99,6 +99,13 @@ class Rows {
     spread(affine.bias, 0);
     const bool linear = spread(affine.slope, 1);
     rectify_ = !spread(affine.shift_out, 0) || !linear;
+    for (const int64_t start : runs.starts) {
+      for (int64_t i = 0; i < runs.points; ++i) {
+        const int64_t place = i * s.stride_w + start;
+        parts_at_.push_back(layout.parts ? place % layout.parts * layout.length + place / layout.parts
+                                         : i * layout.length);
+      }
+    }
     pooled_ = pool.kernel_h * pool.kernel_w * pool.stride_h * pool.stride_w > 1;
   }
 
@@ -184,13 +191,9 @@ class Rows {
       }
       for (size_t run = 0; run < runs_.starts.size(); ++run) {
         for (int i = 0; i < runs_.points; ++i) {
-          const int64_t place = i * s_.stride_w + runs_.starts[run];
-          if (layout_.parts) {
-            inputs[i] = parts + place % layout_.parts * layout_.length + place / layout_.parts;
-          } else {
-            gather(pixels, place - s_.pad_left, parts + i * layout_.length);
-            inputs[i] = parts + i * layout_.length;
-          }
+          const size_t place = run * static_cast<size_t>(runs_.points) + static_cast<size_t>(i);
+          inputs[i] = parts + parts_at_[place];
+          if (!layout_.parts) gather(pixels, i * s_.stride_w + runs_.starts[run] - s_.pad_left, parts + parts_at_[place]);
         }
         isa_.transform(runs_.taps, inputs, layout_.step, out + (run * s_.channels + c) * layout_.step,
                        layout_.point_step);
@@ -212,6 +215,7 @@ class Rows {
   const ImageIsa& isa_;
   const float* weights_;
   std::vector<float> ends_;  // [bias, slope, shift][channels]
+  std::vector<int64_t> parts_at_;  // [runs, points]: what lies where in the parts of a row
   bool rectify_, pooled_;
 };
 

@@ -202,16 +202,31 @@ void unit(const ImageJob& job, int registers, int tiles, int64_t first, float* r
   unit_of_any<1>(job, tiles, first, row, channels, Counts());
 }
 
-void pool(const float* row, int64_t width, int64_t channels, int64_t kernel, int64_t stride, int64_t pad,
-                 int64_t pixels, float* out) {
-  for (int64_t pixel = 0; pixel < pixels; ++pixel, out += channels) {
-    const int64_t start = pixel * stride - pad;
-    const int64_t begin = start < 0 ? 0 : start, end = start + kernel < width ? start + kernel : width;
+// KERNEL: of the windows that lie inside of the row as a whole, or 0 for any.
+template <int KERNEL>
+void pool_windows(const float* row, int64_t channels, int64_t kernel, int64_t step, int64_t pixels, float* out) {
+  for (; pixels > 0; --pixels, row += step * channels, out += channels) {
     for (int64_t c = 0; c < channels; c += kLanes) {
-      Vector v = load(row + begin * channels + c);
-      for (int64_t x = begin + 1; x < end; ++x) v = largest(v, load(row + x * channels + c));
+      const float* from = row + c;
+      Vector v = load(from);
+#pragma GCC unroll 3
+      for (int64_t x = 1; x < (KERNEL ? KERNEL : kernel); ++x) v = largest(v, load(from + x * channels));
       store(out + c, v);
     }
+  }
+}
+
+void pool(const float* row, int64_t width, int64_t channels, int64_t kernel, int64_t stride, int64_t pad,
+          int64_t pixels, float* out) {
+  const auto windows = kernel == 2 ? pool_windows<2> : kernel == 3 ? pool_windows<3> : pool_windows<0>;
+  for (int64_t pixel = 0; pixel < pixels;) {
+    const int64_t start = pixel * stride - pad, begin = start < 0 ? 0 : start;
+    const int64_t end = start + kernel < width ? start + kernel : width;
+    const int64_t whole = start < 0 ? 0 : (width - kernel - start) / stride + 1;  // windows from here on
+    const int64_t count = whole < 1 ? 1 : whole < pixels - pixel ? whole : pixels - pixel;
+    (whole < 1 ? pool_windows<0> : windows)(row + begin * channels, channels, end - begin, stride, count,
+                                            out + pixel * channels);
+    pixel += count;
   }
 }
 
@@ -230,8 +245,10 @@ BNAS_INLINE void transpose(Vector* a) {
   }
 }
 
-void emit(const float* const* rows, int64_t count, int64_t step, int64_t pixels, int64_t channels, float* y,
-                 int64_t plane) {
+// COUNT: rows, or 0 for any number.
+template <int COUNT>
+void emit_rows(const float* const* rows, int64_t count, int64_t step, int64_t pixels, int64_t channels, float* y,
+               int64_t plane) {
   for (int64_t c = 0; c < channels; c += kLanes) {
     const int64_t kept = channels - c < kLanes ? channels - c : kLanes;
     for (int64_t pixel = 0; pixel < pixels; pixel += kLanes) {
@@ -241,7 +258,10 @@ void emit(const float* const* rows, int64_t count, int64_t step, int64_t pixels,
       for (int i = 0; i < kLanes; ++i) {
         const int64_t at = (pixel + i < pixels ? pixel + i : pixels - 1) * step + c;
         values[i] = load(rows[0] + at);
-        for (int64_t row = 1; row < count; ++row) values[i] = largest(values[i], load(rows[row] + at));
+#pragma GCC unroll 3
+        for (int64_t row = 1; row < (COUNT ? COUNT : count); ++row) {
+          values[i] = largest(values[i], load(rows[row] + at));
+        }
       }
       transpose<kLanes / 2>(values);
       float* to = y + c * plane + pixel;
@@ -254,6 +274,12 @@ void emit(const float* const* rows, int64_t count, int64_t step, int64_t pixels,
       }
     }
   }
+}
+
+void emit(const float* const* rows, int64_t count, int64_t step, int64_t pixels, int64_t channels, float* y,
+          int64_t plane) {
+  const auto any = count == 1 ? emit_rows<1> : count == 2 ? emit_rows<2> : count == 3 ? emit_rows<3> : emit_rows<0>;
+  any(rows, count, step, pixels, channels, y, plane);
 }
 
 constexpr ImageIsa kTable = {kLanes, kRegisters, kTiles, split, transform, unit, pool, emit};
