@@ -17,66 +17,70 @@ constexpr int64_t kLine = 64 / sizeof(float);
 
 int64_t round_up(int64_t value, int64_t multiple) { return ceil_div(value, multiple) * multiple; }
 
-// How the taps of a kernel row are taken together: run f multiplies those at f, f + stride, ... f + (taps - 1) * stride,
-// which neighbouring outputs read one place further each. Those past the end of the row are zero.
+// How the taps of a kernel are taken together along one axis: run f multiplies those at f, f + stride, ...
+// f + (taps - 1) * stride, which neighbouring outputs read one place further each. Those past the end are zero.
 struct Runs {
-  explicit Runs(const ConvShape& s) {
-    const int64_t each = ceil_div(s.kernel_w, s.stride_w), chunks = ceil_div(each, kMostTaps);
+  Runs(int64_t kernel, int64_t of_stride) : stride(of_stride) {
+    const int64_t each = ceil_div(kernel, stride), chunks = ceil_div(each, kMostTaps);
     taps = static_cast<int>(ceil_div(each, chunks));
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      for (int64_t phase = 0; phase < s.stride_w; ++phase) {
-        const int64_t start = chunk * taps * s.stride_w + phase;
-        if (start < s.kernel_w) starts.push_back(start);
+      for (int64_t phase = 0; phase < stride; ++phase) {
+        const int64_t start = chunk * taps * stride + phase;
+        if (start >= kernel) break;
+        starts.push_back(start);
       }
     }
     points = taps + kTileOutputs - 1;
   }
 
-  int64_t depth(const ConvShape& s) const { return static_cast<int64_t>(starts.size()) * s.channels; }
+  int64_t count() const { return static_cast<int64_t>(starts.size()); }
+  int64_t place(int64_t run, int64_t i) const { return starts[static_cast<size_t>(run)] + i * stride; }
+  int64_t span() const { return place(count() - 1, points - 1) + 1; }  // what a tile reads
 
+  int64_t stride;
   int taps, points;
   std::vector<int64_t> starts;
 };
 
 // What lies where in a thread's memory; sizes in floats.
 struct Layout {
-  Layout(const ConvShape& s, const PoolShape& pool, const Runs& runs, const ImageIsa& isa)
+  Layout(const ConvShape& s, const PoolShape& pool, const Runs& down, const Runs& across, const ImageIsa& isa)
       : tiles(ceil_div(s.out_width(), kTileOutputs)),
         step(round_up(tiles, isa.lanes)),
-        point_step(runs.depth(s) * step),
-        row(runs.points * point_step),
-        rows(std::min(s.kernel_h, s.height)),
+        depth(across.count() * s.channels),
+        row(across.points * depth * step),
+        rows(std::min(down.span(), s.height)),
         parts(s.stride_w == 1 || s.stride_w == 2 || s.stride_w == 4 ? s.stride_w * kTileOutputs : 0),
-        last((runs.points - 1) * s.stride_w + runs.starts.back()),
-        length(parts ? round_up(step + last / parts, isa.lanes) : step),
+        length(parts ? round_up(step + (across.span() - 1) / parts, isa.lanes) : step),
         channels(round_up(s.out_channels, isa.lanes)),
-        pool_rows(std::min(pool.kernel_h, pool.height)) {
-    int64_t end = 0;
-    const auto place = [&](int64_t* at, int64_t size) {
-      *at = end;
-      end += round_up(size, kLine);
+        result_row(tiles * kTileOutputs * channels),
+        pooled_row(pool.out_width() * channels),
+        pooled_rows(std::min(pool.kernel_h + kTileOutputs - 1, pool.height)) {
+    const auto place = [&](int64_t* at, int64_t count) {
+      *at = size;
+      size += round_up(count, kLine);
     };
     place(&ring_at, rows * row);
     place(&zeros_at, row);
+    place(&down_at, down.points * down.count() * row);
     place(&pixels_at, parts * length);
-    place(&parts_at, (parts ? parts : runs.points) * length);
-    place(&result_at, tiles * kTileOutputs * channels);
-    place(&pooled_at, pool_rows * pool.out_width() * channels);
-    size = end;
+    place(&parts_at, (parts ? parts : across.points) * length);
+    place(&result_at, kTileOutputs * result_row);
+    place(&pooled_at, pooled_rows * pooled_row);
   }
 
-  int64_t tiles, step, point_step;  // of a transformed row: [points, depth, step]
-  int64_t row, rows;                // a transformed row, and how many of them are kept
-  int64_t parts, last, length;      // in how many a row of the image is split, 0: value by value
-  int64_t channels, pool_rows;
-  int64_t ring_at, zeros_at, pixels_at, parts_at, result_at, pooled_at, size;
+  int64_t tiles, step, depth;  // of a transformed row: [points, depth, step]
+  int64_t row, rows;           // a transformed row, and how many of them are kept
+  int64_t parts, length;       // in how many a row of the image is split, 0: value by value
+  int64_t channels, result_row, pooled_row, pooled_rows;
+  int64_t ring_at, zeros_at, down_at, pixels_at, parts_at, result_at, pooled_at, size = 0;
 };
 
 // Of one thread, which goes on with its next slab where its last one ended if these are neighbours.
 struct Scratch {
   std::vector<float> buffer;  // kept, because fresh pages cost more than the convolution
   uint64_t run = 0;
-  int64_t image = 0, next_input = 0, next_conv = 0, next_out = 0;  // rows
+  int64_t image = 0, next_input = 0, next_conv = 0, next_out = 0;  // images and rows
 
   float* at(int64_t offset) {
     return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(buffer.data()) + 63) / 64 * 64) + offset;
@@ -87,9 +91,9 @@ thread_local Scratch scratch;
 
 class Rows {
  public:
-  Rows(const ConvShape& s, const PoolShape& pool, const Runs& runs, const Layout& layout, const ImageIsa& isa,
-       const float* weights, const ImageAffine& affine)
-      : s_(s), pool_(pool), runs_(runs), layout_(layout), isa_(isa), weights_(weights) {
+  Rows(const ConvShape& s, const PoolShape& pool, const Runs& down, const Runs& across, const Layout& layout,
+       const ImageIsa& isa, const float* weights, const ImageAffine& affine)
+      : s_(s), pool_(pool), down_(down), across_(across), layout_(layout), isa_(isa), weights_(weights) {
     const auto spread = [&](PerChannel given, float neutral) {
       for (int64_t o = 0; o < layout.channels; ++o) {
         ends_.push_back(o < s.out_channels ? given.values[given.count == 1 ? 0 : o] : neutral);
@@ -99,9 +103,9 @@ class Rows {
     spread(affine.bias, 0);
     const bool linear = spread(affine.slope, 1);
     rectify_ = !spread(affine.shift_out, 0) || !linear;
-    for (const int64_t start : runs.starts) {
-      for (int64_t i = 0; i < runs.points; ++i) {
-        const int64_t place = i * s.stride_w + start;
+    for (int64_t run = 0; run < across.count(); ++run) {
+      for (int64_t i = 0; i < across.points; ++i) {
+        const int64_t place = across.place(run, i);
         parts_at_.push_back(layout.parts ? place % layout.parts * layout.length + place / layout.parts
                                          : i * layout.length);
       }
@@ -127,16 +131,12 @@ class Rows {
       const int64_t stop = std::min(top + pool_.kernel_h, pool_.height);
       rows.clear();
       for (int64_t r = std::max<int64_t>(top, 0); r < stop; ++r) {
-        float* kept = m.at(layout_.pooled_at) + r % layout_.pool_rows * pool_.out_width() * layout_.channels;
         if (r >= m.next_conv) {
-          convolve(m, image, r);
-          m.next_conv = r + 1;
-          if (pooled_) {
-            isa_.pool(m.at(layout_.result_at), pool_.width, layout_.channels, pool_.kernel_w, pool_.stride_w,
-                      pool_.pad_left, pool_.out_width(), kept);
-          }
+          m.next_conv = r / kTileOutputs * kTileOutputs;
+          convolve(m, image, m.next_conv);
+          m.next_conv += kTileOutputs;
         }
-        rows.push_back(pooled_ ? kept : m.at(layout_.result_at));
+        rows.push_back(pooled_ ? pooled(m, r) : result(m, r));
       }
       isa_.emit(rows.data(), static_cast<int64_t>(rows.size()), layout_.channels, pool_.out_width(), s_.out_channels,
                 y + row * pool_.out_width(), plane);
@@ -144,39 +144,63 @@ class Rows {
   }
 
  private:
-  // One row of the convolution, with its activation: [pixels, channels].
-  void convolve(Scratch& m, const float* image, int64_t row) const {
-    const int64_t top = row * s_.stride_h - s_.pad_top, stop = std::min(top + s_.kernel_h, s_.height);
-    for (int64_t r = std::max({top, m.next_input, int64_t{0}}); r < stop; ++r) transform(m, image + r * s_.width, r);
+  float* result(Scratch& m, int64_t row) const {
+    return m.at(layout_.result_at) + row % kTileOutputs * layout_.result_row;
+  }
+
+  float* pooled(Scratch& m, int64_t row) const {
+    return m.at(layout_.pooled_at) + row % layout_.pooled_rows * layout_.pooled_row;
+  }
+
+  // The rows of the convolution from `first` on that one row of tiles has, with their activation: [pixels, channels],
+  // and pooled along the row.
+  void convolve(Scratch& m, const float* image, int64_t first) const {
+    const int64_t top = first * s_.stride_h - s_.pad_top, stop = std::min(top + down_.span(), s_.height);
+    for (int64_t r = std::max({top, m.next_input, int64_t{0}}); r < stop; ++r) {
+      if ((r - top) % s_.stride_h < s_.kernel_h) across(m, image + r * s_.width, r);
+    }
     m.next_input = std::max(m.next_input, stop);
-    std::vector<const float*> rows;
-    for (int64_t r = top; r < top + s_.kernel_h; ++r) {
-      const bool inside = r >= 0 && r < s_.height;
-      rows.push_back(m.at(inside ? layout_.ring_at + r % layout_.rows * layout_.row : layout_.zeros_at));
+    std::vector<const float*> rows(static_cast<size_t>(down_.points * down_.count()));
+    for (int64_t run = 0; run < down_.count(); ++run) {
+      const float* inputs[kMostPoints];
+      for (int i = 0; i < down_.points; ++i) {
+        const int64_t r = top + down_.place(run, i);
+        inputs[i] = m.at(r >= 0 && r < s_.height ? layout_.ring_at + r % layout_.rows * layout_.row : layout_.zeros_at);
+        rows[static_cast<size_t>(i * down_.count() + run)] =
+            m.at(layout_.down_at) + (i * down_.count() + run) * layout_.row;
+      }
+      isa_.transform(down_.taps, inputs, layout_.row, m.at(layout_.down_at) + run * layout_.row,
+                     down_.count() * layout_.row);
     }
 
     ImageJob job{};
-    job.taps = runs_.taps;
-    job.rows = rows.data(), job.kernel_h = s_.kernel_h, job.depth = runs_.depth(s_);
-    job.step = layout_.step, job.point_step = layout_.point_step;
+    job.taps_h = down_.taps, job.taps_w = across_.taps;
+    job.rows = rows.data(), job.runs_h = down_.count(), job.depth = layout_.depth;
+    job.step = layout_.step, job.point_step = layout_.depth * layout_.step;
     job.rectify = rectify_;
     const int64_t blocks = ceil_div(layout_.tiles, isa_.tiles);
     for (int64_t o = 0; o < layout_.channels;) {
       const int registers = o + isa_.registers * isa_.lanes <= layout_.channels ? isa_.registers : 1;
-      job.weights = weights_ + o * runs_.points * s_.kernel_h * job.depth;
+      job.weights = weights_ + o * across_.points * down_.points * job.runs_h * job.depth;
       job.bias = ends_.data() + o;
       job.slope = job.bias + layout_.channels;
       job.shift = job.slope + layout_.channels;
       for (int64_t block = 0; block < blocks; ++block) {
-        const int64_t first = block * layout_.tiles / blocks, end = (block + 1) * layout_.tiles / blocks;
-        isa_.unit(job, registers, static_cast<int>(end - first), first, m.at(layout_.result_at) + o, layout_.channels);
+        const int64_t from = block * layout_.tiles / blocks, end = (block + 1) * layout_.tiles / blocks;
+        isa_.unit(job, registers, static_cast<int>(end - from), from, m.at(layout_.result_at) + o, layout_.result_row,
+                  layout_.channels);
       }
       o += registers * isa_.lanes;
     }
+    if (!pooled_) return;
+    for (int64_t r = first; r < std::min(first + kTileOutputs, pool_.height); ++r) {
+      isa_.pool(result(m, r), pool_.width, layout_.channels, pool_.kernel_w, pool_.stride_w, pool_.pad_left,
+                pool_.out_width(), pooled(m, r));
+    }
   }
 
-  // Row `number` of the image, whose first channel is at `pixels`, into the ring.
-  void transform(Scratch& m, const float* pixels, int64_t number) const {
+  // Row `number` of the image, whose first channel is at `pixels`, transformed along itself, into the ring.
+  void across(Scratch& m, const float* pixels, int64_t number) const {
     const float* inputs[kMostPoints];
     float *parts = m.at(layout_.parts_at), *out = m.at(layout_.ring_at) + number % layout_.rows * layout_.row;
     for (int64_t c = 0; c < s_.channels; ++c, pixels += s_.height * s_.width) {
@@ -189,14 +213,14 @@ class Rows {
         std::fill(row + before + inside, row + size, 0.0f);
         isa_.split(row, layout_.parts, layout_.length, parts);
       }
-      for (size_t run = 0; run < runs_.starts.size(); ++run) {
-        for (int i = 0; i < runs_.points; ++i) {
-          const size_t place = run * static_cast<size_t>(runs_.points) + static_cast<size_t>(i);
-          inputs[i] = parts + parts_at_[place];
-          if (!layout_.parts) gather(pixels, i * s_.stride_w + runs_.starts[run] - s_.pad_left, parts + parts_at_[place]);
+      for (int64_t run = 0; run < across_.count(); ++run) {
+        for (int i = 0; i < across_.points; ++i) {
+          const int64_t at = parts_at_[static_cast<size_t>(run * across_.points + i)];
+          if (!layout_.parts) gather(pixels, across_.place(run, i) - s_.pad_left, parts + at);
+          inputs[i] = parts + at;
         }
-        isa_.transform(runs_.taps, inputs, layout_.step, out + (run * s_.channels + c) * layout_.step,
-                       layout_.point_step);
+        isa_.transform(across_.taps, inputs, layout_.step, out + (run * s_.channels + c) * layout_.step,
+                       layout_.depth * layout_.step);
       }
     }
   }
@@ -210,11 +234,11 @@ class Rows {
 
   const ConvShape& s_;
   const PoolShape& pool_;
-  const Runs& runs_;
+  const Runs &down_, &across_;
   const Layout& layout_;
   const ImageIsa& isa_;
   const float* weights_;
-  std::vector<float> ends_;  // [bias, slope, shift][channels]
+  std::vector<float> ends_;        // [bias, slope, shift][channels]
   std::vector<int64_t> parts_at_;  // [runs, points]: what lies where in the parts of a row
   bool rectify_, pooled_;
 };
@@ -242,27 +266,35 @@ ImageConv::ImageConv(const ConvShape& s, const float* weights, const Path& path)
     return;
   }
   const ImageIsa& isa = *path.image;
-  const Runs runs(s);
-  const ToomCook m = toom_cook(runs.taps);
+  const Runs down(s.kernel_h, s.stride_h), across(s.kernel_w, s.stride_w);
+  const ToomCook rows = toom_cook(down.taps), columns = toom_cook(across.taps);
   const int64_t channels = round_up(s.out_channels, isa.lanes);
-  weights_.reserve(static_cast<size_t>(channels * runs.points * s.kernel_h * runs.depth(s)));
-  const auto transformed = [&](int64_t o, int64_t c, int64_t row, int64_t start, int point) {
+  // kernel: [kernel_h, kernel_w]
+  const auto transformed = [&](const float* kernel, int64_t row_run, int row_point, int64_t run, int point) {
     double sum = 0;
-    for (int i = 0; i < runs.taps; ++i) {
-      const int64_t column = start + i * s.stride_w;
-      if (column >= s.kernel_w) break;
-      sum += m.weights[point][i] * static_cast<double>(weights[((o * s.channels + c) * s.kernel_h + row) * s.kernel_w + column]);
+    for (int i = 0; i < down.taps; ++i) {
+      for (int j = 0; j < across.taps; ++j) {
+        const int64_t row = down.place(row_run, i), column = across.place(run, j);
+        if (row >= s.kernel_h || column >= s.kernel_w) continue;
+        const double weight = kernel[row * s.kernel_w + column];
+        sum += rows.weights[row_point][i] * columns.weights[point][j] * weight;
+      }
     }
     return static_cast<float>(sum);
   };
+  weights_.reserve(
+      static_cast<size_t>(channels * across.points * down.points * down.count() * across.count() * s.channels));
   for (int64_t first = 0; first < channels;) {
     const int64_t block = (first + isa.registers * isa.lanes <= channels ? isa.registers : 1) * isa.lanes;
-    for (int point = 0; point < runs.points; ++point) {
-      for (int64_t row = 0; row < s.kernel_h; ++row) {
-        for (const int64_t start : runs.starts) {
-          for (int64_t c = 0; c < s.channels; ++c) {
-            for (int64_t o = first; o < first + block; ++o) {
-              weights_.push_back(o < s.out_channels ? transformed(o, c, row, start, point) : 0);
+    for (int point = 0; point < across.points; ++point) {
+      for (int row_point = 0; row_point < down.points; ++row_point) {
+        for (int64_t row_run = 0; row_run < down.count(); ++row_run) {
+          for (int64_t run = 0; run < across.count(); ++run) {
+            for (int64_t c = 0; c < s.channels; ++c) {
+              for (int64_t o = first; o < first + block; ++o) {
+                const float* kernel = weights + (o * s.channels + c) * s.kernel_h * s.kernel_w;
+                weights_.push_back(o < s.out_channels ? transformed(kernel, row_run, row_point, run, point) : 0);
+              }
             }
           }
         }
@@ -278,16 +310,15 @@ void ImageConv::run(const ConvShape& s, const ImagePool& pool, const float* x, c
   if (!path_.isa) return reference::image_conv(s, out, weights_.data(), x, affine, y);
   static std::atomic<uint64_t> runs_so_far{0};
   const uint64_t run = ++runs_so_far;
-  const Runs runs(s);
-  const Layout layout(s, out, runs, *path_.image);
-  const Rows rows(s, out, runs, layout, *path_.image, weights_.data(), affine);
+  const Runs down(s.kernel_h, s.stride_h), across(s.kernel_w, s.stride_w);
+  const Layout layout(s, out, down, across, *path_.image);
+  const Rows rows(s, out, down, across, layout, *path_.image, weights_.data(), affine);
   const int64_t products = s.out_channels * s.fan_in() * s.out_height() * s.out_width();
   const int64_t slabs = std::clamp<int64_t>(products / kSlabProducts, 1, out.out_height());
   run_tasks(host, s.batch * slabs, [&](int64_t task) {
     const int64_t image = task / slabs, slab = task % slabs;
     rows.make(run, image, x + image * s.channels * s.height * s.width, slab * out.out_height() / slabs,
-              (slab + 1) * out.out_height() / slabs,
-              y + image * s.out_channels * out.out_height() * out.out_width());
+              (slab + 1) * out.out_height() / slabs, y + image * s.out_channels * out.out_height() * out.out_width());
   });
 }
 

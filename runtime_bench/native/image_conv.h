@@ -4,8 +4,8 @@
 //     v = prelu(sum(x * w) + bias; slope) + shift_out        pads of x are 0
 //     y = the largest v of each window of the pool            pads of the pool are no values
 //
-// Along a row, 4 neighbouring sums are made of fewer products than they have (toom_cook.h), so rounding differs from
-// that of a plain sum, and a value that is not finite, or a sum near the largest float, spoils its neighbours.
+// 4 x 4 neighbouring sums are made of fewer products than they have (toom_cook.h), so rounding differs from that of a
+// plain sum, and a value that is not finite, or a sum near the largest float, spoils its neighbours.
 #pragma once
 
 #include <cstdint>
@@ -47,7 +47,7 @@ class ImageConv {
 
  private:
   Path path_;
-  std::vector<float> weights_;  // [blocks, points, kernel_h, depth, channels of a block]; as given for the reference
+  std::vector<float> weights_;  // [blocks, points_w, points_h, runs_h, depth, channels of a block]; or as given
 };
 
 }  // namespace bnas

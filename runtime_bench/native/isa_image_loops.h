@@ -1,5 +1,5 @@
-// The loops of isa_image.h over the compiler's own vectors. The file of an instruction set includes them once, behind its
-// kLanes (floats of a register) and the block of sums that its registers hold: kRegisters x kTiles.
+// The loops of isa_image.h over the compiler's own vectors. The file of an instruction set includes them once, behind
+// its kLanes (floats of a register) and the block of sums that its registers hold: kRegisters x kTiles.
 #pragma once
 
 #include <cstring>
@@ -56,8 +56,8 @@ constexpr auto every_second(std::integer_sequence<int, lanes...>) {
 // Blocks of `block` lanes of two registers: the even ones of both, or the odd ones.
 template <int block, bool odd, int... lanes>
 constexpr auto alternate(std::integer_sequence<int, lanes...>) {
-  return std::integer_sequence<int, ((lanes & block) ? kLanes + lanes - (odd ? 0 : block)
-                                                     : lanes + (odd ? block : 0))...>();
+  return std::integer_sequence<int,
+                               ((lanes & block) ? kLanes + lanes - (odd ? 0 : block) : lanes + (odd ? block : 0))...>();
 }
 
 using All = std::make_integer_sequence<int, kLanes>;
@@ -115,17 +115,18 @@ void transform(int taps, const float* const* inputs, int64_t tiles, float* out, 
   transform_taps<4>(inputs, tiles, out, point_step);
 }
 
-// One point of R registers of channels and T tiles, products: [T, R, kLanes].
+// One point of R registers of channels and T tiles; products: [T, R, kLanes]. Gives what follows its weights.
 template <int R, int T>
-BNAS_INLINE const float* multiply(const ImageJob& job, const float* weights, int64_t offset, float* products) {
+BNAS_INLINE const float* multiply(const ImageJob& job, const float* const* rows, int64_t offset, const float* weights,
+                                  float* products) {
   Vector sum[T][R];
 #pragma GCC unroll 16
   for (int t = 0; t < T; ++t) {
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) sum[t][r] = Vector{};
   }
-  for (int64_t row = 0; row < job.kernel_h; ++row) {
-    const float* input = job.rows[row] + offset;
+  for (int64_t run = 0; run < job.runs_h; ++run) {
+    const float* input = rows[run] + offset;
     for (int64_t d = 0; d < job.depth; ++d, input += job.step, weights += R * kLanes) {
       Vector weight[R];
 #pragma GCC unroll 4
@@ -146,60 +147,99 @@ BNAS_INLINE const float* multiply(const ImageJob& job, const float* weights, int
   return weights;
 }
 
+// The 4 outputs that the points of `products` (`step` floats apart) make.
 template <int TAPS>
-BNAS_INLINE void finish(const ImageJob& job, const float* products, int64_t registers, int64_t tiles,
-                               float* row, int64_t channels) {
+BNAS_INLINE void outputs(const float* products, int64_t step, Vector* out) {
   static constexpr ToomCook m = toom_cook(TAPS);
-  const int64_t point = registers * tiles * kLanes;
+  Vector value[m.points];
+#pragma GCC unroll 7
+  for (int p = 0; p < m.points; ++p) value[p] = load(products + p * step);
+#pragma GCC unroll 2
+  for (int p = 1; p < 1 + 2 * m.pairs; p += 2) {  // what even powers of the points take, and odd ones
+    const Vector even = value[p] + value[p + 1], odd = value[p] - value[p + 1];
+    value[p] = even, value[p + 1] = odd;
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < kTileOutputs; ++j) {
+    bool begun = false;
+#pragma GCC unroll 7
+    for (int p = 0; p < m.points; ++p) {
+      const bool paired = p > 0 && p <= 2 * m.pairs;
+      if (paired ? (p + j) % 2 == 0 : m.output[j][p] == 0) continue;
+      const float power = static_cast<float>(m.output[j][paired ? (p - 1) / 2 * 2 + 1 : p]);
+      out[j] = begun ? out[j] + power * value[p] : power * value[p];
+      begun = true;
+    }
+  }
+}
+
+// Products of all points of a column, [points_h, size] -> out [4, kMostPoints, size], of which this is one point
+// across.
+template <int TAPS>
+void finish_columns(const float* products, int64_t size, float* out) {
+  for (int64_t i = 0; i < size; i += kLanes) {
+    Vector sums[kTileOutputs];
+    outputs<TAPS>(products + i, size, sums);
+#pragma GCC unroll 4
+    for (int j = 0; j < kTileOutputs; ++j) store(out + j * kMostPoints * size + i, sums[j]);
+  }
+}
+
+// The same for the points of one row, [points_w, tiles, registers, lanes], and what follows the sums.
+template <int TAPS>
+void finish_row(const ImageJob& job, const float* products, int64_t registers, int64_t tiles, float* row,
+                int64_t channels) {
   for (int64_t r = 0; r < registers; ++r) {
     const Vector bias = load(job.bias + r * kLanes), slope = load(job.slope + r * kLanes),
                  shift = load(job.shift + r * kLanes);
     for (int64_t t = 0; t < tiles; ++t) {
-      const float* from = products + (t * registers + r) * kLanes;
-      Vector value[m.points];
-#pragma GCC unroll 7
-      for (int p = 0; p < m.points; ++p) value[p] = load(from + p * point);
+      Vector sums[kTileOutputs];
+      outputs<TAPS>(products + (t * registers + r) * kLanes, registers * tiles * kLanes, sums);
 #pragma GCC unroll 4
       for (int j = 0; j < kTileOutputs; ++j) {
-        Vector sum = bias;
-#pragma GCC unroll 7
-        for (int p = 0; p < m.points; ++p) {
-          if (m.output[j][p] != 0) sum += static_cast<float>(m.output[j][p]) * value[p];
-        }
-        if (job.rectify) sum = (sum < 0 ? sum * slope : sum) + shift;
-        store(row + (t * kTileOutputs + j) * channels + r * kLanes, sum);
+        sums[j] += bias;
+        if (job.rectify) sums[j] = (sums[j] < 0 ? sums[j] * slope : sums[j]) + shift;
+        store(row + (t * kTileOutputs + j) * channels + r * kLanes, sums[j]);
       }
     }
   }
 }
 
 template <int R, int T>
-void unit_of(const ImageJob& job, int64_t first, float* row, int64_t channels) {
-  alignas(64) float products[kMostPoints * R * T * kLanes];
-  const int points = job.taps + kTileOutputs - 1;
+void unit_of(const ImageJob& job, int64_t first, float* out, int64_t row, int64_t channels) {
+  using Columns = void (*)(const float*, int64_t, float*);
+  using Row = void (*)(const ImageJob&, const float*, int64_t, int64_t, float*, int64_t);
+  static constexpr Columns columns[] = {finish_columns<1>, finish_columns<2>, finish_columns<3>, finish_columns<4>};
+  static constexpr Row row_of[] = {finish_row<1>, finish_row<2>, finish_row<3>, finish_row<4>};
+  constexpr int kSize = R * T * kLanes;
+  alignas(64) float products[kMostPoints * kSize], sums[kTileOutputs * kMostPoints * kSize];
+  const int points_h = job.taps_h + kTileOutputs - 1, points_w = job.taps_w + kTileOutputs - 1;
   const float* weights = job.weights;
-  for (int p = 0; p < points; ++p) {
-    weights = multiply<R, T>(job, weights, p * job.point_step + first, products + p * R * T * kLanes);
+  for (int across = 0; across < points_w; ++across) {
+    for (int down = 0; down < points_h; ++down) {
+      weights = multiply<R, T>(job, job.rows + down * job.runs_h, across * job.point_step + first, weights,
+                               products + down * kSize);
+    }
+    columns[job.taps_h - 1](products, kSize, sums + across * kSize);
   }
-  row += first * kTileOutputs * channels;
-  if (job.taps == 1) return finish<1>(job, products, R, T, row, channels);
-  if (job.taps == 2) return finish<2>(job, products, R, T, row, channels);
-  if (job.taps == 3) return finish<3>(job, products, R, T, row, channels);
-  finish<4>(job, products, R, T, row, channels);
+  for (int j = 0; j < kTileOutputs; ++j) {
+    row_of[job.taps_w - 1](job, sums + j * kMostPoints * kSize, R, T, out + j * row + first * kTileOutputs * channels,
+                           channels);
+  }
 }
 
 template <int R, int... tiles>
-void unit_of_any(const ImageJob& job, int count, int64_t first, float* row, int64_t channels,
-                        std::integer_sequence<int, tiles...>) {
-  using Unit = void (*)(const ImageJob&, int64_t, float*, int64_t);
+void unit_of_any(const ImageJob& job, int count, int64_t first, float* out, int64_t row, int64_t channels,
+                 std::integer_sequence<int, tiles...>) {
+  using Unit = void (*)(const ImageJob&, int64_t, float*, int64_t, int64_t);
   static constexpr Unit units[] = {unit_of<R, tiles + 1>...};
-  units[count - 1](job, first, row, channels);
+  units[count - 1](job, first, out, row, channels);
 }
 
-void unit(const ImageJob& job, int registers, int tiles, int64_t first, float* row, int64_t channels) {
+void unit(const ImageJob& job, int registers, int tiles, int64_t first, float* out, int64_t row, int64_t channels) {
   using Counts = std::make_integer_sequence<int, kTiles>;
-  if (registers == kRegisters) return unit_of_any<kRegisters>(job, tiles, first, row, channels, Counts());
-  unit_of_any<1>(job, tiles, first, row, channels, Counts());
+  if (registers == kRegisters) return unit_of_any<kRegisters>(job, tiles, first, out, row, channels, Counts());
+  unit_of_any<1>(job, tiles, first, out, row, channels, Counts());
 }
 
 // KERNEL: of the windows that lie inside of the row as a whole, or 0 for any.

@@ -14,13 +14,14 @@ namespace {  // whatever an instruction set compiles stays with it
 constexpr int kTileOutputs = 4, kMostTaps = 4, kMostPoints = 7;
 
 struct ToomCook {
-  int points;
+  int points, pairs;  // points 1 + 2 q and 2 + 2 q, q < pairs, differ in their sign
   double input[kMostPoints][kMostPoints], weights[kMostPoints][kMostTaps], output[kTileOutputs][kMostPoints];
 };
 
 // 1 <= taps <= kMostTaps. A single tap is multiplied as it is.
 constexpr ToomCook toom_cook(int taps) {
-  constexpr double at[kMostPoints - 1] = {0, 1, -1, 0.5, -2, 2};
+  constexpr double few[] = {0, 0.75, -0.75, 1.5, -1.5}, more[] = {0, 1, -1, 2, -2, 0.5};
+  const double* at = taps < kMostTaps ? few : more;
   ToomCook m{};
   m.points = taps + kTileOutputs - 1;
   if (taps == 1) {
@@ -28,6 +29,7 @@ constexpr ToomCook toom_cook(int taps) {
     return m;
   }
   const int finite = m.points - 1;
+  m.pairs = (finite - 1) / 2;
   for (int p = 0; p <= finite; ++p) {  // input: the polynomial that is zero at all other finite points
     int degree = 0;
     double scale = 1;
