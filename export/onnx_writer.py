@@ -50,9 +50,7 @@ def count_binary_convs(path: Path | str) -> int:
     return sum(n.domain == DOMAIN and n.op_type in CONVS for n in onnx.load(path).graph.node)
 
 
-def to_onnx(
-    graph: Graph, metadata: dict[str, str], *, name: str = "network", plain_image: bool = False
-) -> ModelProto:
+def to_onnx(graph: Graph, metadata: dict[str, str], *, name: str = "network", plain_image: bool = False) -> ModelProto:
     """The checked model. Its batch axis is dynamic; values keep the names they have in `graph`.
 
     plain_image: what reads an image stays standard operators if it is float, as in the twins that are to be timed.

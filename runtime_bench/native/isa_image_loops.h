@@ -262,7 +262,8 @@ void pool(const float* row, int64_t width, int64_t channels, int64_t kernel, int
   for (int64_t pixel = 0; pixel < pixels;) {
     const int64_t start = pixel * stride - pad, begin = start < 0 ? 0 : start;
     const int64_t end = start + kernel < width ? start + kernel : width;
-    const int64_t whole = start < 0 ? 0 : (width - kernel - start) / stride + 1;  // windows from here on
+    const int64_t whole =
+        start < 0 || start + kernel > width ? 0 : (width - kernel - start) / stride + 1;  // windows from here on
     const int64_t count = whole < 1 ? 1 : whole < pixels - pixel ? whole : pixels - pixel;
     (whole < 1 ? pool_windows<0> : windows)(row + begin * channels, channels, end - begin, stride, count,
                                             out + pixel * channels);

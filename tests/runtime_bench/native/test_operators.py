@@ -31,13 +31,15 @@ from .cases import (
     conv_cases,
     epilogues,
     generator,
+    image_case,
+    image_cases,
     numbers,
     signed,
     skip_cases,
 )
 from .conftest import built, emulator, here
 from .definition import Geometry, Levels, dots, max_pool, words_of
-from .operators import FLOAT_PARTS, Node, byte_node, conv_nodes, feeds, model, pack_node, pool_node, session
+from .operators import FLOAT_PARTS, Node, byte_node, conv_nodes, feeds, image_node, model, pack_node, pool_node, session
 
 RUN_MODELS = Path(__file__).with_name("run_models.py")
 
@@ -63,6 +65,7 @@ def draw_nodes(draw: Any) -> list[Node]:
         *conv_nodes(case, draw(epilogues(shape)), threshold),
         conv_nodes(skip, draw(epilogues(skip.x.shape)), np.zeros((skip.x.shape[1], 1, 1), np.int32))[-1],
         byte_node(draw(byte_cases())),
+        image_node(draw(image_cases())),
         pack_node(x, shift),
         pool_node(words, geometry, pooled),
     ]
@@ -88,6 +91,7 @@ def integer_nodes(seed: int = 0) -> list[Node]:
     nodes += [
         byte_node(byte_case(rng, (1, 3, 20, 23), 20, geometry, levels=levels)),
         byte_node(byte_case(rng, (2, 4, 9, 33), 9, geometry, levels=levels, parts=parts, rounding=rounding)),
+        image_node(image_case(rng, (2, 3, 21, 40), 20, geometry, Geometry((3, 2), (2, 2), (1, 1, 0, 0)), parts)),
     ]
     x = rng.standard_normal((2, 70, 6, 5), np.float32)
     shift = numbers(rng, (70, 1, 1), "normal")
@@ -248,6 +252,7 @@ def test_two_threads_give_the_same_bits_as_one(paths: list[str], monkeypatch: py
     nodes = conv_nodes(case, parts | {"residual": numbers(rng, shape, "normal")}, np.zeros(vector, np.int32))
     stem = Geometry((7, 7), (2, 2), (3, 3, 3, 3))
     nodes.append(byte_node(byte_case(rng, (2, 3, 112, 113), 65, stem, parts={"bias": parts["bias"]})))
+    nodes.append(image_node(image_case(rng, (2, 3, 150, 153), 65, stem, Geometry((3, 3), (2, 2), (1, 1, 1, 1)))))
     file = model(*nodes)
     for path in paths[1:]:
         monkeypatch.setenv("BNAS_ISA", path)
