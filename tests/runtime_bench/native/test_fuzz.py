@@ -65,9 +65,9 @@ def sound_nodes(rng: np.random.Generator) -> list[Node]:
     rounding = Levels(float(rng.choice([0.0, 16.0])), 7)
     shared = {name: parts[name] for name in BYTE_PARTS}
     byte = byte_case(rng, (2, 3 * groups, 4, 6), 5 * groups, geometry, parts=shared, rounding=rounding)
-    spread = Geometry(*(geometry.kernel, geometry.strides, geometry.pads))
+    spread = Geometry(geometry.kernel, geometry.strides, geometry.pads)
     shared = {name: parts[name] for name in IMAGE_PARTS}
-    image = image_case(rng, (2, 3, 6, 9), 5, spread, pool, shared)
+    image = image_case(rng, (2, 3, 6, 9), shape[1], spread, pool, shared)
     around = conv_case(rng, (2, 3 * groups, 4, 6), 3 * groups, Geometry((3, 1), pads=(2, 0, 0, 0), groups=groups))
     skip = conv_nodes(around, {}, np.zeros((3 * groups, 1, 1), np.int32))[-1]
     return [
