@@ -258,18 +258,17 @@ nb::ndarray<nb::numpy, float> byte_conv(const std::string& isa, const Array& x, 
   return y.give();
 }
 
-nb::ndarray<nb::numpy, float> image_conv(const std::string& isa, const Array& x, const Array& w, Pair strides, Pads pads,
-                                         Pair pool_kernel, Pair pool_strides, Pads pool_pads,
+nb::ndarray<nb::numpy, float> image_conv(const std::string& isa, const Array& x, const Array& w, Pair strides,
+                                         Pads pads, Pair pool_kernel, Pair pool_strides, Pads pool_pads,
                                          const std::optional<Array>& bias, const std::optional<Array>& slope,
                                          const std::optional<Array>& act_shift_out) {
   static constexpr float kZero = 0, kOne = 1;
   expect_rank4(x, "x");
   expect_rank4(w, "w");
   const std::vector<int64_t> image = shape_of(x), weights = shape_of(w);
-  const ConvShape s =
-      window_shape(image, image[1], weights[0], weights[2], weights[3], {strides, {1, 1}, pads, 1});
-  const ImagePool pool{pool_kernel[0],  pool_kernel[1], pool_strides[0], pool_strides[1],
-                       pool_pads[0],    pool_pads[1],   pool_pads[2],    pool_pads[3]};
+  const ConvShape s = window_shape(image, image[1], weights[0], weights[2], weights[3], {strides, {1, 1}, pads, 1});
+  const ImagePool pool{pool_kernel[0], pool_kernel[1], pool_strides[0], pool_strides[1],
+                       pool_pads[0],   pool_pads[1],   pool_pads[2],    pool_pads[3]};
   const std::string error = check(s, pool);
   if (!error.empty()) refuse(error);
   expect_shape(w, "w", {s.out_channels, s.channels, s.kernel_h, s.kernel_w});
