@@ -40,7 +40,7 @@ from rich.console import Console
 from rivals import EPILOGUES, forced, real_images
 
 from bnas.export.graph import BinaryConv, FloatOp, Graph, output_shape, same_pads
-from bnas.export.onnx_functions import BYTE_CONV
+from bnas.export.onnx_functions import BYTE_CONV, IMAGE_CONV
 from bnas.export.onnx_writer import to_onnx
 from bnas.runtime_bench import native_library
 
@@ -252,7 +252,7 @@ def breakdown(graph: Graph, isa: str, threads: int, runs: int = PROFILED_RUNS) -
     by_operator: Counter[str] = Counter()
     for (operator, _), taken in nodes.items():
         by_operator[operator] += float(np.median(taken))
-    binary = sum(by_operator[name] for name in native_library.OPERATORS - {BYTE_CONV}) or None
+    binary = sum(by_operator[name] for name in native_library.OPERATORS - {BYTE_CONV, IMAGE_CONV}) or None
     return {
         "binary_ms": binary,
         "float_ms": None if binary is None else sum(by_operator.values()) - binary - by_operator[BYTE_CONV],

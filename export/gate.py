@@ -364,7 +364,7 @@ class ExposedOnnx:
         import onnx
         import onnxruntime
 
-        from .onnx_functions import BYTE_CONV
+        from .onnx_functions import BYTE_CONV, IMAGE_CONV
 
         model = onnx.load(path)
         nodes = {node.output[0]: node for node in model.graph.node}
@@ -373,7 +373,8 @@ class ExposedOnnx:
         self._taps = [tap for tap in taps if tap is not None]
         self._input, self._output = model.graph.input[0].name, model.graph.output[0].name
         bits = {tap.x for tap in self._taps if tap.x_bits} | {tap.y for tap in self._taps if tap.y_bits}
-        shown_alone = {name for name, node in nodes.items() if node.domain == "" or node.op_type == BYTE_CONV}
+        own = (BYTE_CONV, IMAGE_CONV)  # from floats to floats
+        shown_alone = {name for name, node in nodes.items() if node.domain == "" or node.op_type in own}
         shown_alone |= _show_levels(model, graph)
         self._values = sorted(_float_ends(graph) & shown_alone)
         shown = {name for tap in self._taps for name in (tap.x, tap.residual, tap.y) if name} | set(self._values)

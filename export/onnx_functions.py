@@ -8,8 +8,12 @@ ByteConv2d is a convolution of integers between floats: `x` is rounded as Quanti
 and so do the sums, exactly, because an output channel has at most 512 weights: 255 * 128 * 512 is below 2^24. The
 result is rounded to levels again, as torch.fake_quantize_per_tensor_affine does, by a product with 1 / y_scale; where
 y_scale is 0 it is not.
+
+ImageConv2d is a float convolution of an image with its activation and a max-pool, which may be of 1x1.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,7 +22,7 @@ from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper, 
 DOMAIN, OPSET = "ai.bnas", 18
 CONV, CONV_SKIP = "BinaryConv2d", "BinaryConv2dSkip"
 CONV_BITS, CONV_FROM_BITS = "BinaryConv2dBits", "BinaryConv2dFromBits"
-BYTE_CONV, PACK, MAX_POOL = "ByteConv2d", "PackSigns", "BinaryMaxPool2d"
+BYTE_CONV, IMAGE_CONV, PACK, MAX_POOL = "ByteConv2d", "ImageConv2d", "PackSigns", "BinaryMaxPool2d"
 CONVS = (CONV, CONV_SKIP, CONV_BITS, CONV_FROM_BITS)
 
 _ACTIVATION = ("slope", "act_shift_in", "act_shift_out")  # [O, 1, 1] each
@@ -38,6 +42,8 @@ INPUTS: dict[str, tuple[str, ...]] = {
     BYTE_CONV: (
         *("x", "w", "x_scale", "x_zero_point", "scale", "bias", "slope", "act_shift_out", "y_scale", "y_zero_point"),
     ),
+    # x: float32 [N, C, H, W]; w: float32 [O, C, kh, kw]; the rest [O, 1, 1] -> the maxima of the pool's windows
+    IMAGE_CONV: ("x", "w", "bias", "slope", "act_shift_out"),
     # x: float32 [N, C, H, W]; shift: [C, 1, 1] -> bits of (x < shift)
     PACK: ("x", "shift"),
     # bits -> bits
@@ -50,6 +56,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {  # in_channels and channels are lists
     CONV_FROM_BITS: (*_CONV_ATTRIBUTES, "channels"),  # channels: of the whole input
     CONV_BITS: (*_CONV_ATTRIBUTES, "channels"),
     BYTE_CONV: _CONV_ATTRIBUTES,
+    IMAGE_CONV: ("in_channels", "kernel_shape", "strides", "pads", "pool_kernel", "pool_strides", "pool_pads"),
     PACK: ("in_channels",),  # of the whole input
     MAX_POOL: ("kernel_shape", "strides", "pads"),
 }
@@ -77,12 +84,20 @@ class _Body:
         self.nodes: list[NodeProto] = []
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], str] = {}
 
-    def step(self, operator: str, output: str, *inputs: str, like_caller: tuple[str, ...] = (), **given: Any) -> str:
-        """One node. like_caller: attributes that are taken from the caller's of the same name."""
+    def step(
+        self,
+        operator: str,
+        output: str,
+        *inputs: str,
+        like_caller: tuple[str, ...] = (),
+        from_caller: Mapping[str, str] = MappingProxyType({}),
+        **given: Any,
+    ) -> str:
+        """One node. like_caller: attributes taken from the caller's of the same name; from_caller: of another one."""
         node = helper.make_node(operator, inputs, [output], **given)
-        for name in like_caller:
+        for name, target in {**{name: name for name in like_caller}, **from_caller}.items():
             kind = AttributeProto.INT if name == "group" else AttributeProto.INTS
-            node.attribute.append(_reference(name, name, kind))
+            node.attribute.append(_reference(name, target, kind))
         self.nodes.append(node)
         return output
 
@@ -154,6 +169,18 @@ def _byte_conv(body: _Body) -> None:
     body.step("Where", "y", is_rounded, body.step("Mul", "rounded", kept, "y_scale"), value)
 
 
+def _image_conv(body: _Body) -> None:
+    bias = body.step("Reshape", "bias_values", "bias", body.integers(-1))
+    channels = body.step("Shape", "out_channels", "w", start=0, end=1)
+    biases = body.step("Expand", "biases", bias, channels)  # of one element for all, too
+    sums = body.step("Conv", "sums", "x", "w", biases, like_caller=("kernel_shape", "strides", "pads"))
+    rectified = body.step("PRelu", "rectified", sums, "slope")
+    value = body.step("Sum", "value", rectified, "act_shift_out")  # no Add, as above
+    padded = _pad(body, value, "pool_pads", -np.inf)
+    windows = {"kernel_shape": "pool_kernel", "strides": "pool_strides"}
+    body.step("MaxPool", "y", padded, from_caller=windows)
+
+
 def _pack_signs(body: _Body) -> None:
     _pack(body, body.step("Less", "negative", "x", "shift"), body.attribute("channels", "in_channels"))
 
@@ -177,16 +204,16 @@ def _dots(body: _Body, signs: str) -> str:
     return body.step("Conv", "dots", _pad(body, signs), weight, like_caller=geometry)
 
 
-def _pad(body: _Body, image: str) -> str:
-    """[N, C, H, W] with the caller's pads filled with ones.
+def _pad(body: _Body, image: str, attribute: str = "pads", value: float = 1) -> str:
+    """[N, C, H, W] with the caller's pads, an attribute of this name, filled with `value`.
 
     Amounts are given for all axes, because onnxruntime mixes them up when it moves a transpose over a Pad with axes.
     """
-    pads, none = body.attribute("spatial_pads", "pads"), body.integers(0, 0)
+    pads, none = body.attribute("spatial_pads", attribute), body.integers(0, 0)
     before = body.step("Slice", "pads_before", pads, body.integers(0), body.integers(2))
     after = body.step("Slice", "pads_after", pads, body.integers(2), body.integers(4))
     amounts = body.step("Concat", "pad_amounts", none, before, none, after, axis=0)
-    return body.step("Pad", "padded", image, amounts, body.constant(1))
+    return body.step("Pad", "padded", image, amounts, body.constant(value))
 
 
 def _epilogue(body: _Body, dots: str, residual: str = "residual") -> None:
@@ -249,6 +276,7 @@ _BODIES = {
     CONV_FROM_BITS: _binary_conv_from_bits,
     CONV_BITS: _binary_conv_bits,
     BYTE_CONV: _byte_conv,
+    IMAGE_CONV: _image_conv,
     PACK: _pack_signs,
     MAX_POOL: _binary_max_pool,
 }

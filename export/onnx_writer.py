@@ -21,6 +21,7 @@ from bnas.profiles import atomic
 from .bits import pack
 from .eight_bit import EightBitUnit, eight_bit_units, image_units
 from .graph import BinaryConv, FloatOp, Graph
+from .image_conv import ImageUnit, image_convs
 from .onnx_functions import (
     BYTE_CONV,
     CONV,
@@ -29,6 +30,7 @@ from .onnx_functions import (
     CONV_SKIP,
     CONVS,
     DOMAIN,
+    IMAGE_CONV,
     MAX_POOL,
     OPSET,
     PACK,
@@ -48,18 +50,24 @@ def count_binary_convs(path: Path | str) -> int:
     return sum(n.domain == DOMAIN and n.op_type in CONVS for n in onnx.load(path).graph.node)
 
 
-def to_onnx(graph: Graph, metadata: dict[str, str], *, name: str = "network") -> ModelProto:
-    """The checked model. Its batch axis is dynamic; values keep the names they have in `graph`."""
+def to_onnx(graph: Graph, metadata: dict[str, str], *, name: str = "network", plain_image: bool = False) -> ModelProto:
+    """The checked model. Its batch axis is dynamic; values keep the names they have in `graph`.
+
+    plain_image: what reads an image stays standard operators if it is float, as in the twins that are to be timed.
+    """
     shapes = graph.shapes()
     eight_bit = eight_bit_units(graph)
     of_image = image_units(graph)
-    inside = _inside(graph, of_image)
+    float_image = {} if plain_image else image_convs(graph)
+    inside = _inside(graph, of_image) | {op.output for unit in float_image.values() for op in unit.ops}
     body = _Body()
     for node in graph.nodes:
         if isinstance(node, BinaryConv):
             _binary_conv(body, node)
         elif node.output in of_image:
             _byte_conv(body, of_image[node.output])
+        elif node.output in float_image:
+            _image_conv(body, float_image[node.output])
         elif node.output in inside:
             continue
         elif node.output in eight_bit:
@@ -214,6 +222,35 @@ def _byte_conv(body: _Body, unit: EightBitUnit) -> None:
         pads=list(a["pads"]),
         dilations=list(a["dilations"]),
         group=a["groups"],
+    )
+
+
+def _image_conv(body: _Body, unit: ImageUnit) -> None:
+    a, output = unit.op.attributes, unit.ops[-1].output
+    none = {"kernel": (1, 1), "strides": (1, 1), "pads": (0, 0, 0, 0)}
+    pool = none if unit.pool is None else unit.pool.attributes
+
+    def per_channel(part: str, value: np.ndarray) -> str:
+        return body.constant(f"{output}.{part}", value.astype(np.float32).reshape(-1, 1, 1))
+
+    body.node(
+        IMAGE_CONV,
+        [
+            unit.op.inputs[0],
+            body.constant(f"{output}.w", a["weight"].astype(np.float32)),
+            per_channel("bias", a["bias"]),
+            per_channel("slope", unit.slope),
+            per_channel("act_shift_out", unit.shift),
+        ],
+        output,
+        domain=DOMAIN,
+        in_channels=[a["weight"].shape[1]],
+        kernel_shape=list(a["weight"].shape[2:]),
+        strides=list(a["strides"]),
+        pads=list(a["pads"]),
+        pool_kernel=list(pool["kernel"]),
+        pool_strides=list(pool["strides"]),
+        pool_pads=list(pool["pads"]),
     )
 
 

@@ -52,7 +52,7 @@ def fp32_twin(graph: Graph, metadata: dict[str, str]) -> "ModelProto":
     """The float twin; its batch axis is dynamic."""
     from .onnx_writer import to_onnx
 
-    return to_onnx(float_graph(graph), metadata, name="fp32 twin")
+    return to_onnx(float_graph(graph), metadata, name="fp32 twin", plain_image=True)
 
 
 def int8_twin(fp32: "ModelProto", images: np.ndarray) -> "ModelProto":

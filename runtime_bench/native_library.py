@@ -17,6 +17,7 @@ OPERATORS = frozenset(
         "BinaryConv2dFromBits",
         "BinaryConv2dBits",
         "ByteConv2d",
+        "ImageConv2d",
         "PackSigns",
         "BinaryMaxPool2d",
     }

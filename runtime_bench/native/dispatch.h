@@ -9,6 +9,7 @@
 namespace bnas {
 
 struct ByteIsa;
+struct ImageIsa;
 struct NhwcIsa;
 
 // Null in the table means "reference": the naive loops that are the specification.
@@ -16,6 +17,7 @@ struct Path {
   const char* name;  // "reference", "portable", "avx2", "avx512", "neon"
   const Isa* isa;
   const ByteIsa* bytes;
+  const ImageIsa* image;
   const NhwcIsa* nhwc = nullptr;  // null: images with channels beside each other go through `isa`, see nhwc.h
 };
 

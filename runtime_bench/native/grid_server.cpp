@@ -18,6 +18,8 @@
 //   conv_bits      channels strides(2) pads(4) dilations(2) groups   x w_packed threshold
 //   byte_conv      strides(2) pads(4) dilations(2) groups x_zero     x w scale bias slope act_shift_out x_scale
 //                  y_zero                                            y_scale, four optional
+//   image_conv     strides(2) pads(4) pool_kernel(2)                 x w bias slope act_shift_out, three optional
+//                  pool_strides(2) pool_pads(4)
 //   pack_signs     -                                                 x shift, the latter optional
 //   max_pool_bits  kernel(2) strides(2) pads(4)                      x
 // Answers: texts ["ok"], arrays [y]; of `paths`, texts ["ok", names...]; or texts ["error", what is wrong].
@@ -34,6 +36,7 @@
 #include "byte_conv.h"
 #include "conv.h"
 #include "dispatch.h"
+#include "image_conv.h"
 #include "shape.h"
 
 namespace bnas {
@@ -329,6 +332,26 @@ Array byte_conv(const Path& path, const Message& m) {
   return y;
 }
 
+Array image_conv(const Path& path, const Message& m) {
+  static constexpr float kZero = 0, kOne = 1;
+  const Array &x = m.arrays[0], &w = m.arrays[1];
+  if (x.sizes.size() != 4 || w.sizes.size() != 4) refuse("x and w must have 4 axes");
+  const std::vector<int64_t>& v = m.integers;
+  const int64_t window[] = {v[0], v[1], v[2], v[3], v[4], v[5], 1, 1, 1};
+  const ConvShape s = window_shape(x, x.sizes[1], w.sizes[0], w.sizes[2], w.sizes[3], window);
+  const ImagePool pool{v[6], v[7], v[8], v[9], v[10], v[11], v[12], v[13]};
+  const std::string error = check(s, pool);
+  if (!error.empty()) refuse(error);
+  expect_sizes(w, "w", {s.out_channels, s.channels, s.kernel_h, s.kernel_w});
+  const ImageAffine affine{per_channel(m.arrays[2], "bias", s.out_channels, &kZero),
+                           per_channel(m.arrays[3], "slope", s.out_channels, &kOne),
+                           per_channel(m.arrays[4], "act_shift_out", s.out_channels, &kZero)};
+  const PoolShape out = pool.over(s);
+  Array y = result<float>({s.batch, s.out_channels, out.out_height(), out.out_width()});
+  ImageConv(s, values<float>(w, "w"), path).run(s, pool, values<float>(x, "x"), affine, target<float>(y), Host{});
+  return y;
+}
+
 Array pack(const Path& path, const Message& m) {
   static constexpr float kZero = 0;
   const Array& x = m.arrays[0];
@@ -365,6 +388,7 @@ Message answer(const Message& request) {
                    {"conv_from_bits", 10, 8, conv_from_bits},
                    {"conv_bits", 10, 3, conv_bits},
                    {"byte_conv", 11, 8, byte_conv},
+                   {"image_conv", 14, 5, image_conv},
                    {"pack_signs", 0, 2, pack},
                    {"max_pool_bits", 8, 1, max_pool}};
   Message reply;

@@ -20,8 +20,9 @@ namespace {
 
 constexpr char kDomain[] = "ai.bnas";
 // Those that the operator library has.
-constexpr const char* kKernels[] = {"BinaryConv2d", "BinaryConv2dSkip", "BinaryConv2dFromBits", "BinaryConv2dBits",
-                                    "ByteConv2d",   "PackSigns",        "BinaryMaxPool2d"};
+constexpr const char* kKernels[] = {"BinaryConv2d",     "BinaryConv2dSkip", "BinaryConv2dFromBits",
+                                    "BinaryConv2dBits", "ByteConv2d",       "ImageConv2d",
+                                    "PackSigns",        "BinaryMaxPool2d"};
 
 [[noreturn]] void cannot_read(const std::string& path) {
   throw Mistake(path + " cannot be read: " + std::strerror(errno));

@@ -18,6 +18,7 @@
 #include "byte_conv.h"
 #include "conv.h"
 #include "dispatch.h"
+#include "image_conv.h"
 #include "ort_abi.h"
 #include "ort_values.h"
 
@@ -50,6 +51,29 @@ ConvShape conv_attributes(const Attributes& attributes) {
   shape.dilation_h = dilations[0], shape.dilation_w = dilations[1];
   shape.pad_top = pads[0], shape.pad_left = pads[1], shape.pad_bottom = pads[2], shape.pad_right = pads[3];
   return shape;
+}
+
+// The same for ImageConv2d, which has one group and no dilation.
+template <typename Attributes>
+ConvShape image_attributes(const Attributes& attributes) {
+  const std::vector<int64_t> kernel = integers(attributes, "kernel_shape", 2);
+  const std::vector<int64_t> strides = integers(attributes, "strides", 2);
+  const std::vector<int64_t> pads = integers(attributes, "pads", 4);
+  ConvShape shape;
+  shape.channels = integers(attributes, "in_channels", 1)[0];
+  require_size("in_channels", shape.channels);
+  shape.kernel_h = kernel[0], shape.kernel_w = kernel[1];
+  shape.stride_h = strides[0], shape.stride_w = strides[1];
+  shape.pad_top = pads[0], shape.pad_left = pads[1], shape.pad_bottom = pads[2], shape.pad_right = pads[3];
+  return shape;
+}
+
+template <typename Attributes>
+ImagePool image_pool_attributes(const Attributes& attributes) {
+  const std::vector<int64_t> kernel = integers(attributes, "pool_kernel", 2);
+  const std::vector<int64_t> strides = integers(attributes, "pool_strides", 2);
+  const std::vector<int64_t> pads = integers(attributes, "pool_pads", 4);
+  return {kernel[0], kernel[1], strides[0], strides[1], pads[0], pads[1], pads[2], pads[3]};
 }
 
 template <typename Attributes>
@@ -157,6 +181,16 @@ struct ByteWeights {
   static void require_valid(const ConvShape& s) { require(check_bytes(s)); }
 };
 
+struct FloatWeights {
+  using Conv = ImageConv;
+  using Element = float;
+  static constexpr const char* kName = "w";
+  static constexpr ElementType kType = kFloat;
+
+  static std::array<int64_t, 3> dims(const ConvShape& s) { return {s.channels, s.kernel_h, s.kernel_w}; }
+  static void require_valid(const ConvShape& s) { require(check(s)); }
+};
+
 constexpr size_t kWeights = 1;  // the index of this input
 
 // Constant weights are arranged once, others again whenever they change.
@@ -195,11 +229,11 @@ class Weights {
     Form::require_valid(*shape);
     const std::lock_guard<std::mutex> lock(mutex_);
     const size_t size = static_cast<size_t>(tensor.count);
-    if (!conv_ || bytes_.size() != size || std::memcmp(bytes_.data(), tensor.data, size) != 0) {
+    if (!conv_ || given_.size() != size || std::memcmp(given_.data(), tensor.data, size * sizeof(given_[0])) != 0) {
       conv_.reset();
       const auto* values = tensor.as<typename Form::Element>();
-      bytes_.assign(values, values + size);
-      conv_ = std::make_shared<const typename Form::Conv>(*shape, bytes_.data(), path_);
+      given_.assign(values, values + size);
+      conv_ = std::make_shared<const typename Form::Conv>(*shape, given_.data(), path_);
     }
     return conv_;
   }
@@ -218,7 +252,7 @@ class Weights {
   bool constant_ = false;
   int64_t outputs_ = 0;  // if constant
   std::mutex mutex_;     // of what follows, if not constant
-  std::vector<typename Form::Element> bytes_;
+  std::vector<typename Form::Element> given_;
   std::shared_ptr<const typename Form::Conv> conv_;
 };
 
@@ -442,6 +476,46 @@ class ByteConv2d : public Kernel {
   Parameter<uint8_t> y_zero_;
 };
 
+class ImageConv2d : public Kernel {
+ public:
+  ImageConv2d(const Api& api, const KernelInfo* info, const std::string& where)
+      : Kernel(api, where),
+        shape_(image_attributes(KernelAttributes{api, info})),
+        pool_(image_pool_attributes(KernelAttributes{api, info})),
+        weights_(api, info, &shape_),
+        bias_(api, info, 2, "bias", kFloat),
+        slope_(api, info, 3, "slope", kFloat),
+        shift_out_(api, info, 4, "act_shift_out", kFloat) {
+    PoolShape smallest = pool_.over(shape_);  // an image that fits, for checking the rest
+    smallest.height = std::max<int64_t>(smallest.kernel_h, 1);
+    smallest.width = std::max<int64_t>(smallest.kernel_w, 1);
+    const std::string error = check(smallest);
+    if (!error.empty()) refuse("pool: " + error);
+    if (!constant_of(api, info, kWeights)) return;
+    for (const Parameter<float>* p : {&bias_, &slope_, &shift_out_}) p->check(shape_.out_channels);
+  }
+
+  void compute(KernelContext* context) const override {
+    ConvShape shape = shape_;
+    const Tensor x = input(context, 0, "x", kFloat);
+    set_image(x, shape.channels, "channels", &shape);
+    const std::shared_ptr<const ImageConv> conv = weights_.get(api(), context, &shape);
+    require(check(shape, pool_));
+    const PoolShape out = pool_.over(shape);
+    const ImageAffine affine{get(context, bias_, shape.out_channels), get(context, slope_, shape.out_channels),
+                             get(context, shift_out_, shape.out_channels)};
+    float* y = output<float>(context, {shape.batch, shape.out_channels, out.out_height(), out.out_width()});
+    if (shape.batch == 0) return;
+    on_threads(context, [&](const Host& host) { conv->run(shape, pool_, x.as<float>(), affine, y, host); });
+  }
+
+ private:
+  ConvShape shape_;
+  ImagePool pool_;
+  mutable Weights<FloatWeights> weights_;
+  Parameter<float> bias_, slope_, shift_out_;
+};
+
 class PackSigns : public Kernel {
  public:
   PackSigns(const Api& api, const KernelInfo* info, const std::string& where)
@@ -553,6 +627,21 @@ void infer_conv(const Api& api, ShapeContext* context, bool bits) {
   x.sizes[2] = shape.out_height();
   x.sizes[3] = shape.out_width();
   write_dims(api, context, bits ? kUint32 : kFloat, x);
+}
+
+void infer_image_conv(const Api& api, ShapeContext* context) {
+  ConvShape shape = image_attributes(ShapeAttributes{api, context});
+  const ImagePool pool = image_pool_attributes(ShapeAttributes{api, context});
+  Dims x, weights;
+  if (!read_dims(api, context, 0, &x) || !read_dims(api, context, kWeights, &weights)) return;
+  shape.out_channels = weights.sizes[0];
+  if (!infer_image(x, &shape)) return;
+  require(check(shape, pool));
+  const PoolShape out = pool.over(shape);
+  x.sizes[1] = shape.out_channels;
+  x.sizes[2] = out.out_height();
+  x.sizes[3] = out.out_width();
+  write_dims(api, context, kFloat, x);
 }
 
 void infer_pack(const Api& api, ShapeContext* context) {
@@ -687,6 +776,8 @@ CustomOpDomain* domain_for(const Api& api, uint32_t version) {
                     [](const Api& a, ShapeContext* c) { infer_conv(a, c, true); }),
       make_operator(api, "ByteConv2d", {kFloat, kInt8, kFloat, kUint8, kFloat, kFloat, kFloat, kFloat, kFloat, kUint8},
                     kFloat, make<ByteConv2d>, [](const Api& a, ShapeContext* c) { infer_conv(a, c, false); }),
+      make_operator(api, "ImageConv2d", {kFloat, kFloat, kFloat, kFloat, kFloat}, kFloat, make<ImageConv2d>,
+                    infer_image_conv),
       make_operator(api, "PackSigns", {kFloat, kFloat}, kUint32, make<PackSigns>, infer_pack),
       make_operator(api, "BinaryMaxPool2d", {kUint32}, kUint32, make<BinaryMaxPool2d>, infer_pool),
   };

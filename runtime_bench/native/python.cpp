@@ -18,6 +18,7 @@
 #include "byte_conv.h"
 #include "conv.h"
 #include "dispatch.h"
+#include "image_conv.h"
 #include "shape.h"
 
 namespace nb = nanobind;
@@ -257,6 +258,34 @@ nb::ndarray<nb::numpy, float> byte_conv(const std::string& isa, const Array& x, 
   return y.give();
 }
 
+nb::ndarray<nb::numpy, float> image_conv(const std::string& isa, const Array& x, const Array& w, Pair strides,
+                                         Pads pads, Pair pool_kernel, Pair pool_strides, Pads pool_pads,
+                                         const std::optional<Array>& bias, const std::optional<Array>& slope,
+                                         const std::optional<Array>& act_shift_out) {
+  static constexpr float kZero = 0, kOne = 1;
+  expect_rank4(x, "x");
+  expect_rank4(w, "w");
+  const std::vector<int64_t> image = shape_of(x), weights = shape_of(w);
+  const ConvShape s = window_shape(image, image[1], weights[0], weights[2], weights[3], {strides, {1, 1}, pads, 1});
+  const ImagePool pool{pool_kernel[0], pool_kernel[1], pool_strides[0], pool_strides[1],
+                       pool_pads[0],   pool_pads[1],   pool_pads[2],    pool_pads[3]};
+  const std::string error = check(s, pool);
+  if (!error.empty()) refuse(error);
+  expect_shape(w, "w", {s.out_channels, s.channels, s.kernel_h, s.kernel_w});
+  const ImageAffine affine{per_channel(bias, "bias", s.out_channels, &kZero),
+                           per_channel(slope, "slope", s.out_channels, &kOne),
+                           per_channel(act_shift_out, "act_shift_out", s.out_channels, &kZero)};
+  const float *pixels = values<float>(x, "x", "float32"), *floats = values<float>(w, "w", "float32");
+  const Path& way = path(isa);
+  const PoolShape out = pool.over(s);
+  Result<float> y({s.batch, s.out_channels, out.out_height(), out.out_width()});
+  {
+    const nb::gil_scoped_release released;
+    ImageConv(s, floats, way).run(s, pool, pixels, affine, y.data.get(), Host{});
+  }
+  return y.give();
+}
+
 nb::ndarray<nb::numpy, uint32_t> pack(const std::string& isa, const Array& x, const std::optional<Array>& shift) {
   static constexpr float kZero = 0;
   expect_rank4(x, "x");
@@ -337,6 +366,10 @@ NB_MODULE(_native, m) {
         "pads"_a = kNone, "dilations"_a = kOnes, "groups"_a = 1, "scale"_a = nb::none(), "bias"_a = nb::none(),
         "slope"_a = nb::none(), "act_shift_out"_a = nb::none(), "y_scale"_a = 0.0f, "y_zero"_a = 0,
         "ByteConv2d: x float32 [N, C, H, W], w int8 [O, C / groups, kh, kw] -> float32. y_scale 0: not rounded.");
+  m.def("image_conv", &image_conv, "isa"_a, "x"_a, "w"_a, nb::kw_only(), "strides"_a = kOnes, "pads"_a = kNone,
+        "pool_kernel"_a = kOnes, "pool_strides"_a = kOnes, "pool_pads"_a = kNone, "bias"_a = nb::none(),
+        "slope"_a = nb::none(), "act_shift_out"_a = nb::none(),
+        "ImageConv2d: x float32 [N, C, H, W], w float32 [O, C, kh, kw] -> float32. A pool of 1x1: none.");
   m.def("pack_signs", &pack, "isa"_a, "x"_a, "shift"_a = nb::none(),
         "PackSigns: x float32 [N, C, H, W] -> uint32 [N, ceil(C / 32), H, W].");
   m.def("max_pool_bits", &max_pool, "x"_a, "kernel"_a, nb::kw_only(), "strides"_a = kOnes, "pads"_a = kNone,

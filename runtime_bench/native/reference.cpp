@@ -1,5 +1,6 @@
 #include "reference.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace bnas::reference {
@@ -146,6 +147,46 @@ void byte_conv(const ConvShape& s, const int8_t* weights, const float* x, const 
           v = v + at(affine.shift_out, o);
           if (affine.y.scale != 0) v = steps_of(v * (1.0f / affine.y.scale), affine.y.zero) * affine.y.scale;
           *y++ = v;
+        }
+      }
+    }
+  }
+}
+
+void image_conv(const ConvShape& s, const PoolShape& pool, const float* weights, const float* x,
+                const ImageAffine& affine, float* y) {
+  const auto value = [&](int64_t n, int64_t out, int64_t row, int64_t column) {
+    double sum = 0;
+    for (int64_t c = 0; c < s.channels; ++c) {
+      for (int64_t ky = 0; ky < s.kernel_h; ++ky) {
+        for (int64_t kx = 0; kx < s.kernel_w; ++kx) {
+          const int64_t iy = row * s.stride_h + ky - s.pad_top, ix = column * s.stride_w + kx - s.pad_left;
+          if (iy < 0 || iy >= s.height || ix < 0 || ix >= s.width) continue;
+          const double pixel = x[((n * s.channels + c) * s.height + iy) * s.width + ix];
+          sum += pixel * weights[((out * s.channels + c) * s.kernel_h + ky) * s.kernel_w + kx];
+        }
+      }
+    }
+    float v = static_cast<float>(sum + at(affine.bias, out));
+    v = v < 0 ? v * at(affine.slope, out) : v;
+    return v + at(affine.shift_out, out);
+  };
+  std::vector<float> plane(static_cast<size_t>(pool.height * pool.width));
+  for (int64_t n = 0; n < s.batch; ++n) {
+    for (int64_t o = 0; o < s.out_channels; ++o) {
+      for (int64_t p = 0; p < pool.height * pool.width; ++p) {
+        plane[static_cast<size_t>(p)] = value(n, o, p / pool.width, p % pool.width);
+      }
+      for (int64_t row = 0; row < pool.out_height(); ++row) {
+        for (int64_t column = 0; column < pool.out_width(); ++column) {
+          const int64_t top = row * pool.stride_h - pool.pad_top, left = column * pool.stride_w - pool.pad_left;
+          float largest = -INFINITY;
+          for (int64_t iy = std::max<int64_t>(top, 0); iy < std::min(top + pool.kernel_h, pool.height); ++iy) {
+            for (int64_t ix = std::max<int64_t>(left, 0); ix < std::min(left + pool.kernel_w, pool.width); ++ix) {
+              largest = std::max(largest, plane[static_cast<size_t>(iy * pool.width + ix)]);
+            }
+          }
+          *y++ = largest;
         }
       }
     }

@@ -216,8 +216,45 @@ def byte_case(operator: str, choose: Choose, rng: np.random.Generator) -> Case:
     return Case(operator, attributes, inputs, v)
 
 
+def image_case(operator: str, choose: Choose, rng: np.random.Generator) -> Case:
+    """Whole numbers, so that sums are exact; slopes and shifts are short."""
+    depth, out, kernel = choose([1, 3, 4]), choose([1, 3, 9]), (choose([1, 3, 7]), choose([1, 2, 7]))
+    strides, pads = (choose([1, 2, 3]), choose([1, 2])), [choose([0, 1, 3]) for _ in range(4)]
+    height, width = (max(choose([1, 5, 12]), kernel[i] - pads[i] - pads[i + 2]) for i in range(2))
+    x = rng.integers(-9, 10, (choose([1, 2]), depth, height, width)).astype(np.float32)
+    w = rng.integers(-9, 10, (out, depth, *kernel)).astype(np.float32)
+    inputs = {"x": x, "w": w}
+    for name, neutral in {"bias": 0, "slope": 1, "act_shift_out": 0}.items():
+        array = rng.integers(-8, 9, (out, 1, 1)) / 4 if choose([True, False]) else np.full((1, 1, 1), neutral)
+        inputs[name] = array.astype(np.float32)
+    rows = windows(height, kernel[0], strides[0], 1, pads[0], pads[2])
+    columns = windows(width, kernel[1], strides[1], 1, pads[1], pads[3])
+    v = sums_of(x.astype(np.int64), w.astype(np.int64), 1, rows, columns).astype(np.float32) + inputs["bias"]
+    v = (np.where(v < 0, v * inputs["slope"], v) + inputs["act_shift_out"]).astype(np.float32)
+    spans = [min(choose([1, 2, 3]), size) for size in v.shape[2:]]
+    steps, around = [choose([1, 2, 3]) for _ in range(2)], [choose(range(spans[i % 2])) for i in range(4)]
+    largest = np.stack(
+        [
+            np.stack([box_max(v, ys, xs) for xs in windows(v.shape[3], spans[1], steps[1], 1, around[1], around[3])], 2)
+            for ys in windows(v.shape[2], spans[0], steps[0], 1, around[0], around[2])
+        ],
+        2,
+    )
+    attributes = {"in_channels": [depth], "kernel_shape": list(kernel), "strides": list(strides), "pads": pads}
+    attributes |= {"pool_kernel": spans, "pool_strides": steps, "pool_pads": around}
+    return Case(operator, attributes, inputs, largest)
+
+
+def box_max(values: np.ndarray, rows: Sequence[int], columns: Sequence[int]) -> np.ndarray:
+    """[N, C, H, W] -> [N, C], the largest at these places that exist."""
+    height, width = values.shape[2:]
+    inside = [(y, x) for y in rows for x in columns if 0 <= y < height and 0 <= x < width]
+    return np.max([values[:, :, y, x] for y, x in inside], axis=0)
+
+
 MAKERS = {
     "ByteConv2d": byte_case,
+    "ImageConv2d": image_case,
     "PackSigns": pack_case,
     "BinaryConv2dBits": conv_case,
     "BinaryConv2dFromBits": conv_case,
@@ -286,7 +323,7 @@ def test_the_oldest_onnxruntime_agrees(operator: str, old_python: str, tmp_path:
 
 @operators
 def test_bits_past_the_last_channel_are_zero(operator: str) -> None:
-    if operator in ("BinaryConv2dFromBits", "ByteConv2d"):  # floats
+    if operator in ("BinaryConv2dFromBits", "ByteConv2d", "ImageConv2d"):  # floats
         return
     for seed in range(5):
         rng = np.random.default_rng(seed)

@@ -139,6 +139,26 @@ class KernelProcess:
         integers = [*strides, *pads, *dilations, groups, x_zero, y_zero]
         return self._result("byte_conv", isa, integers, [x, w, *optional, *scales])
 
+    def image_conv(
+        self,
+        isa: str,
+        x: Array,
+        w: Array,
+        *,
+        strides: Sequence[int] = (1, 1),
+        pads: Sequence[int] = (0, 0, 0, 0),
+        pool_kernel: Sequence[int] = (1, 1),
+        pool_strides: Sequence[int] = (1, 1),
+        pool_pads: Sequence[int] = (0, 0, 0, 0),
+        bias: Array | None = None,
+        slope: Array | None = None,
+        act_shift_out: Array | None = None,
+    ) -> Array:
+        """ImageConv2d: x float32 [N, C, H, W], w float32 [O, C, kh, kw] -> float32. A pool of 1x1: none."""
+        optional = (_NOTHING if array is None else array for array in (bias, slope, act_shift_out))
+        integers = [*strides, *pads, *pool_kernel, *pool_strides, *pool_pads]
+        return self._result("image_conv", isa, integers, [x, w, *optional])
+
     def pack_signs(self, isa: str, x: Array, shift: Array | None = None) -> Array:
         """PackSigns: x float32 [N, C, H, W] -> uint32 [N, ceil(C / 32), H, W]."""
         return self._result("pack_signs", isa, [], [x, _NOTHING if shift is None else shift])

@@ -9,7 +9,18 @@ import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from .definition import BYTE_PARTS, EPILOGUE, NEUTRAL, Array, Geometry, Levels, byte_conv
+from .definition import (
+    BYTE_PARTS,
+    EPILOGUE,
+    IMAGE_PARTS,
+    NEUTRAL,
+    Array,
+    Expected,
+    Geometry,
+    Levels,
+    byte_conv,
+    image_conv,
+)
 
 T = TypeVar("T")
 
@@ -239,6 +250,73 @@ def byte_cases(draw: st.DrawFn) -> ByteCase:
     image = (choose(draw, (1, 2)), groups * depth, height, width)
     geometry = Geometry(kernel, strides, pads, dilations, groups)
     return byte_case(rng, image, outputs, geometry, levels=levels, parts=parts, rounding=rounding)
+
+
+NO_POOL = Geometry((1, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageCase:
+    """A float convolution of an image."""
+
+    x: Array  # float32 [N, C, H, W]
+    weights: Array  # float32 [O, C, kh, kw]
+    geometry: Geometry
+    pool: Geometry
+    parts: dict[str, Array]  # of IMAGE_PARTS
+
+    @property
+    def expected(self) -> Expected:
+        return image_conv(self.x, self.weights, self.geometry, self.pool, self.parts)
+
+    def run(self, kernels: Any, path: str) -> Array:
+        g, p = self.geometry, self.pool
+        window = {"strides": g.strides, "pads": g.pads}
+        pool = {"pool_kernel": p.kernel, "pool_strides": p.strides, "pool_pads": p.pads}
+        found: Array = kernels.image_conv(path, self.x, self.weights, **window, **pool, **self.parts)
+        return found
+
+    def __repr__(self) -> str:
+        shapes = {name: part.shape for name, part in self.parts.items()}
+        return f"ImageCase(x {self.x.shape}, weights {self.weights.shape}, {self.geometry}, {self.pool}, {shapes})"
+
+
+def image_case(
+    rng: np.random.Generator,
+    image: tuple[int, int, int, int],
+    outputs: int,
+    geometry: Geometry,
+    pool: Geometry = NO_POOL,
+    parts: dict[str, Array] | None = None,
+) -> ImageCase:
+    x, weights = rng.standard_normal(image, np.float32), rng.standard_normal((outputs, image[1], *geometry.kernel))
+    return ImageCase(x, weights.astype(np.float32), geometry, pool, parts or {})
+
+
+@st.composite
+def image_cases(draw: st.DrawFn) -> ImageCase:
+    rng, depth = generator(draw), choose(draw, (3, 1, 2, 4, 5))
+    kernel = (choose(draw, (7, 3, 1, 2, 4, 5, 9)), choose(draw, (7, 3, 1, 2, 4, 5, 9, 11)))
+    strides = (choose(draw, (2, 1, 3, 4)), choose(draw, (2, 1, 3, 4, 5)))
+    pads: Any = tuple(draw(st.integers(0, choose(draw, (0, 3, 9)))) for _ in range(4))
+    height, width = (image_size(draw, kernel[i], pads[i], pads[i + 2], (24, 70)[i]) for i in range(2))
+    pool = NO_POOL
+    if draw(st.booleans()):
+        free = [
+            (size - k) // s + 1
+            for size, k, s in zip((height + pads[0] + pads[2], width + pads[1] + pads[3]), kernel, strides, strict=True)
+        ]
+        windows = [min(choose(draw, (3, 2, 1, 4)), size) for size in free]
+        around: Any = tuple(draw(st.integers(0, windows[i % 2] - 1)) for i in range(4))
+        pool = Geometry((windows[0], windows[1]), (choose(draw, (2, 1, 3)), choose(draw, (2, 1, 3, 5))), around)
+    outputs = choose(draw, (1, 16, 4, 17, 32, 33, 64))
+    parts = {
+        name: numbers(rng, (outputs, 1, 1) if draw(st.booleans()) else (1, 1, 1), "normal")
+        for name in IMAGE_PARTS
+        if draw(st.booleans())
+    }
+    image = (choose(draw, (1, 2)), depth, height, width)
+    return image_case(rng, image, outputs, Geometry(kernel, strides, pads), pool, parts)
 
 
 def neutral(outputs: int) -> dict[str, Array]:

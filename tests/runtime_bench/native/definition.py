@@ -3,7 +3,7 @@
 `negative` is a bool array, True where a value is -1. Sums of +1 and -1 are added up in float64, where they are exact.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,11 @@ def dots(negative: Array, weights: Array, geometry: Geometry) -> Array:
 
 def sums(values: Array, weights: Array, geometry: Geometry, padding: float = 0.0) -> Array:
     """Whole numbers in float64 [N, C, H, W] and [O, C / groups, kh, kw] -> int64 [N, O, Ho, Wo]."""
+    return real_sums(values, weights, geometry, padding).astype(np.int64)
+
+
+def real_sums(values: Array, weights: Array, geometry: Geometry, padding: float = 0.0) -> Array:
+    """The same with any numbers, in float64."""
     (top, left, bottom, right), (kh, kw), (dh, dw) = geometry.pads, geometry.kernel, geometry.dilations
     padded = np.pad(values, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=padding)
     spans = (dh * (kh - 1) + 1, dw * (kw - 1) + 1)
@@ -54,7 +59,7 @@ def sums(values: Array, weights: Array, geometry: Geometry, padding: float = 0.0
             np.split(windows, geometry.groups, axis=1), np.split(weights, geometry.groups), strict=True
         )
     ]
-    return np.concatenate(parts, axis=3).transpose(0, 3, 1, 2).astype(np.int64)
+    return np.concatenate(parts, axis=3).transpose(0, 3, 1, 2)
 
 
 def max_pool(negative: Array, geometry: Geometry) -> Array:
@@ -150,3 +155,36 @@ def _ulp(*values: Array) -> Array:
     """Of the largest of them, element by element; float64."""
     largest = np.max(np.broadcast_arrays(*(np.abs(value) for value in values)), axis=0)
     return np.where(np.isfinite(largest), np.spacing(np.where(np.isfinite(largest), largest, 1)), 0).astype(np.float64)
+
+
+IMAGE_PARTS = {"bias": 0.0, "slope": 1.0, "act_shift_out": 0.0}  # of ImageConv2d, and their neutral value
+TILE = 4  # rows and columns of outputs that ImageConv2d makes together
+IMAGE_ERROR = 128 * 2.0**-24  # of the products' absolute sum: a few roundings, enlarged by the transforms
+
+
+def image_conv(x: Array, weights: Array, geometry: Geometry, pool: Geometry, parts: dict[str, Array]) -> Expected:
+    """ImageConv2d: x float32 [N, C, H, W], weights float32 [O, C, kh, kw]; pool: its dilations and groups are 1.
+
+    An output may be off by roundings of all that is read for its tile, also beyond the last output of a row.
+    """
+    one = {name: np.float64(value) for name, value in IMAGE_PARTS.items()} | parts
+    x, weights = x.astype(np.float64), weights.astype(np.float64)
+    value = real_sums(x, weights, geometry) + one["bias"]
+    height, width = value.shape[2:]
+    top, left, bottom, right = geometry.pads
+    more = [(TILE - 1) * stride for stride in geometry.strides]
+    beyond = replace(geometry, pads=(top, left, bottom + more[0], right + more[1]))
+    sizes = np.pad(real_sums(np.abs(x), np.abs(weights), beyond), ((0, 0), (0, 0), (TILE - 1, TILE), (TILE - 1, TILE)))
+    around = np.lib.stride_tricks.sliding_window_view(sizes, (2 * TILE - 1, 2 * TILE - 1), axis=(2, 3))
+    size = around.max(axis=(4, 5))[:, :, :height, :width] + np.abs(one["bias"])
+    error = IMAGE_ERROR * size * np.maximum(1, np.abs(one["slope"])) + 2.0**-22 * np.abs(one["act_shift_out"])
+    value = np.where(value < 0, value * one["slope"], value) + one["act_shift_out"]
+    return Expected(windows_max(value, pool).astype(np.float32), windows_max(error, pool))
+
+
+def windows_max(values: Array, pool: Geometry) -> Array:
+    """[N, C, H, W] -> the largest of each window, padding being ignored."""
+    top, left, bottom, right = pool.pads
+    padded = np.pad(values, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, pool.kernel, axis=(2, 3))
+    return windows[:, :, :: pool.strides[0], :: pool.strides[1]].max(axis=(4, 5))

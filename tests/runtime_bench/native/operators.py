@@ -12,8 +12,8 @@ from onnx import helper, numpy_helper
 import bnas
 from bnas.export.onnx_functions import INPUTS, function
 
-from .cases import ByteCase, ConvCase
-from .definition import BYTE_PARTS, NEUTRAL, Array, Expected, Geometry, bytes_of, dots, epilogue, words_of
+from .cases import ByteCase, ConvCase, ImageCase
+from .definition import BYTE_PARTS, IMAGE_PARTS, NEUTRAL, Array, Expected, Geometry, bytes_of, dots, epilogue, words_of
 
 FLOAT_PARTS = ("scale", "bias", "shift", "residual", "slope", "act_shift_in", "act_shift_out")
 
@@ -87,6 +87,21 @@ def byte_node(case: ByteCase) -> Node:
         given[f"{name}_scale"] = np.array(levels.scale, np.float32)
         given[f"{name}_zero_point"] = np.array(levels.zero, np.uint8)
     return Node("ByteConv2d", conv_attributes(case), {n: given[n] for n in INPUTS["ByteConv2d"]}, case.expected)
+
+
+def image_node(case: ImageCase) -> Node:
+    given = {name: np.full((1, 1, 1), value, np.float32) for name, value in IMAGE_PARTS.items()} | case.parts
+    attributes = {
+        "in_channels": [case.weights.shape[1]],
+        "kernel_shape": list(case.geometry.kernel),
+        "strides": list(case.geometry.strides),
+        "pads": list(case.geometry.pads),
+        "pool_kernel": list(case.pool.kernel),
+        "pool_strides": list(case.pool.strides),
+        "pool_pads": list(case.pool.pads),
+    }
+    given |= {"x": case.x, "w": case.weights}
+    return Node("ImageConv2d", attributes, {n: given[n] for n in INPUTS["ImageConv2d"]}, case.expected)
 
 
 def pack_node(x: Array, shift: Array) -> Node:

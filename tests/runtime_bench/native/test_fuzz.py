@@ -17,10 +17,11 @@ from onnx import AttributeProto, helper
 import bnas
 from bnas.export.onnx_functions import ATTRIBUTES, INPUTS
 
-from .cases import MOST_WEIGHTS, REQUIRE_ALL, byte_case, conv_case, numbers
+from .cases import MOST_WEIGHTS, REQUIRE_ALL, byte_case, conv_case, image_case, numbers
 from .conftest import built, here, missing
 from .definition import (
     BYTE_PARTS,
+    IMAGE_PARTS,
     NEUTRAL,
     Array,
     Expected,
@@ -29,10 +30,11 @@ from .definition import (
     byte_conv,
     dots,
     epilogue,
+    image_conv,
     max_pool,
     words_of,
 )
-from .operators import Node, byte_node, conv_nodes, feeds, model, pack_node, pool_node
+from .operators import Node, byte_node, conv_nodes, feeds, image_node, model, pack_node, pool_node
 
 RUN_MODELS = Path(__file__).with_name("run_models.py")
 MOST_BYTES = 2 << 30  # that the process may ever need
@@ -63,12 +65,16 @@ def sound_nodes(rng: np.random.Generator) -> list[Node]:
     rounding = Levels(float(rng.choice([0.0, 16.0])), 7)
     shared = {name: parts[name] for name in BYTE_PARTS}
     byte = byte_case(rng, (2, 3 * groups, 4, 6), 5 * groups, geometry, parts=shared, rounding=rounding)
+    spread = Geometry(geometry.kernel, geometry.strides, geometry.pads)
+    shared = {name: parts[name] for name in IMAGE_PARTS}
+    image = image_case(rng, (2, 3, 6, 9), shape[1], spread, pool, shared)
     around = conv_case(rng, (2, 3 * groups, 4, 6), 3 * groups, Geometry((3, 1), pads=(2, 0, 0, 0), groups=groups))
     skip = conv_nodes(around, {}, np.zeros((3 * groups, 1, 1), np.int32))[-1]
     return [
         *conv_nodes(case, parts, threshold),
         skip,
         byte_node(byte),
+        image_node(image),
         pack_node(x, shift),
         pool_node(words_of(x < shift), pool, words_of(max_pool(x < shift, pool))),
     ]
@@ -139,7 +145,7 @@ def spoil_type(node: Node, choose: Choose) -> Node:
 
 def meaning(node: Node) -> Array | Expected:
     """Raises Invalid if the node breaks what is written about the operator's attributes and inputs."""
-    from_floats = node.operator in ("BinaryConv2d", "BinaryConv2dSkip", "ByteConv2d", "PackSigns")
+    from_floats = node.operator in ("BinaryConv2d", "BinaryConv2dSkip", "ByteConv2d", "ImageConv2d", "PackSigns")
     x = typed(node, "x", np.float32 if from_floats else np.uint32, rank=4)
     if node.operator == "PackSigns":
         (channels,) = integers(node, "in_channels", 1, 1)
@@ -152,6 +158,8 @@ def meaning(node: Node) -> Array | Expected:
         geometry = Geometry(kernel, strides, pads)
         fits(x, geometry)
         return words_of(max_pool(bits_of(x, 32 * x.shape[1]), geometry))
+    if node.operator == "ImageConv2d":
+        return image_meaning(node, x, Geometry(kernel, strides, pads))
     dilations, (depth,) = integers(node, "dilations", 2, 1), integers(node, "in_channels", 1, 1)
     groups = node.attributes.get("group")
     demand(type(groups) is int and 1 <= groups <= 1 << 20)
@@ -202,6 +210,26 @@ def byte_meaning(node: Node, x: Array, geometry: Geometry, depth: int) -> Array:
     demand(levels.scale >= least and (rounding.scale == 0 or rounding.scale >= least))
     parts = {name: per_channel(node, name, len(weights)) for name in BYTE_PARTS}
     return byte_conv(x, levels, weights, geometry, parts, rounding)
+
+
+def image_meaning(node: Node, x: Array, geometry: Geometry) -> Expected:
+    (depth,), weights = integers(node, "in_channels", 1, 1), typed(node, "w", np.float32, rank=4)
+    demand(weights.shape[1:] == (depth, *geometry.kernel) and len(weights) > 0 and x.shape[1] == depth)
+    fits(x, geometry)
+    kept_together(x, geometry)
+    kernel, strides = (integers(node, name, 2, 1) for name in ("pool_kernel", "pool_strides"))
+    pool = Geometry(kernel, strides, integers(node, "pool_pads", 4, 0))
+    demand(all(pad < kernel[i % 2] for i, pad in enumerate(pool.pads)))
+    pads, spans = geometry.pads, geometry.kernel
+    sizes = [
+        (x.shape[2 + axis] + pads[axis] + pads[axis + 2] - spans[axis]) // geometry.strides[axis] + 1
+        for axis in range(2)
+    ]
+    padded = [sizes[axis] + pool.pads[axis] + pool.pads[axis + 2] for axis in range(2)]
+    demand(all(size <= 1 << 20 and kernel[axis] <= padded[axis] for axis, size in enumerate(sizes)))
+    demand(max(1, len(x)) * len(weights) * padded[0] * padded[1] < 1 << 40)
+    parts = {name: per_channel(node, name, len(weights)) for name in IMAGE_PARTS}
+    return image_conv(x, weights, geometry, pool, parts)
 
 
 def one_element(node: Node, name: str, dtype: Any) -> Any:

@@ -11,8 +11,10 @@ from .cases import (
     BOUNDED,
     EDGES,
     HARD,
+    NO_POOL,
     ByteCase,
     ConvCase,
+    ImageCase,
     byte_case,
     byte_cases,
     choose,
@@ -20,6 +22,8 @@ from .cases import (
     conv_cases,
     epilogues,
     generator,
+    image_case,
+    image_cases,
     neutral,
     numbers,
     signed,
@@ -274,3 +278,53 @@ def test_more_weights_than_sums_can_hold_are_refused(kernels: Any) -> None:
             kernels.byte_conv(path, x, w[:, :, :1], 0.0, 0)
         with pytest.raises(ValueError, match="or 0 for none"):
             kernels.byte_conv(path, x, w[:, :, :1], 1.0, 0, y_scale=float("inf"))
+
+
+@settings(BOUNDED, max_examples=60)
+@given(case=image_cases())
+def test_images_are_convolved_and_pooled(kernels: Any, case: ImageCase) -> None:
+    expected = case.expected
+    for path in kernels.paths():
+        assert not expected.wrong(case.run(kernels, path)).any(), path
+
+
+@pytest.mark.slow
+@settings(BOUNDED, max_examples=3000, derandomize=False)
+@given(case=image_cases())
+def test_a_long_search_finds_nothing_in_images(kernels: Any, case: ImageCase) -> None:
+    test_images_are_convolved_and_pooled.hypothesis.inner_test(kernels, case)  # type: ignore[attr-defined]
+
+
+# Sizes that need several slabs of rows or blocks of tiles, and windows that leave out rows.
+POOLED = Geometry((3, 3), (2, 2), (1, 1, 1, 1))
+WHOLE_IMAGES = {
+    "stem of an ImageNet network": ((1, 3, 112, 112), 64, Geometry((7, 7), (2, 2), (3, 3, 3, 3)), POOLED),
+    "stem of a CIFAR network": ((2, 3, 32, 32), 48, Geometry((3, 3), pads=(1, 1, 1, 1)), NO_POOL),
+    "patches": ((1, 3, 64, 64), 96, Geometry((4, 4), (4, 4)), NO_POOL),
+    "slabs of a batch": ((2, 4, 150, 61), 70, Geometry((3, 5), (3, 1), (2, 3, 4, 5)), Geometry((2, 2), (3, 4))),
+    "wide": ((1, 3, 5, 1500), 5, Geometry((3, 3), pads=(1, 1, 1, 1)), Geometry((4, 4), (1, 4), (3, 0, 3, 2))),
+    "pads beyond the kernel": ((1, 3, 2, 3), 9, Geometry((3, 3), (2, 3), (40, 700, 5, 600)), POOLED),
+}
+
+
+@pytest.mark.parametrize("image, outputs, geometry, pool", WHOLE_IMAGES.values(), ids=WHOLE_IMAGES)
+def test_images_that_are_cut_into_pieces(
+    kernels: Any, image: Any, outputs: int, geometry: Geometry, pool: Geometry
+) -> None:
+    rng = np.random.default_rng(9)
+    parts = {name: numbers(rng, (outputs, 1, 1), "normal") for name in ("bias", "slope", "act_shift_out")}
+    case = image_case(rng, image, outputs, geometry, pool, parts)
+    expected = case.expected
+    for path in kernels.paths()[1:]:
+        assert not expected.wrong(case.run(kernels, path)).any(), path
+
+
+def test_windows_of_an_image_that_do_not_fit_are_refused(kernels: Any) -> None:
+    x, w = np.zeros((1, 3, 4, 5), np.float32), np.zeros((2, 3, 3, 3), np.float32)
+    for path in kernels.paths():
+        with pytest.raises(ValueError, match="the kernel spans 3 pixels, more than the padded height of 2"):
+            kernels.image_conv(path, x[:, :, :2], w)
+        with pytest.raises(ValueError, match="pool: the kernel spans 3 pixels, more than the padded height of 2"):
+            kernels.image_conv(path, x, w, pool_kernel=(3, 3))
+        with pytest.raises(ValueError, match="pool: pads must be smaller than the kernel"):
+            kernels.image_conv(path, x, w, pool_pads=(1, 0, 0, 0))
