@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t kSlabProducts = 16'000'000;  // of the definition; less is not worth a task
 constexpr int64_t kLine = 64 / sizeof(float);
+constexpr size_t kMostKept = size_t{16} << 20;  // bytes
 
 int64_t round_up(int64_t value, int64_t multiple) { return ceil_div(value, multiple) * multiple; }
 
@@ -78,7 +79,7 @@ struct Layout {
 
 // Of one thread, which goes on with its next slab where its last one ended if these are neighbours.
 struct Scratch {
-  std::vector<float> buffer;  // kept, because fresh pages cost more than the convolution
+  std::vector<float> buffer;  // kept unless there is a lot of it: fresh pages cost more than the convolution
   uint64_t run = 0;
   int64_t image = 0, next_input = 0, next_conv = 0, next_out = 0;  // images and rows
 
@@ -141,6 +142,7 @@ class Rows {
       isa_.emit(rows.data(), static_cast<int64_t>(rows.size()), layout_.channels, pool_.out_width(), s_.out_channels,
                 y + row * pool_.out_width(), plane);
     }
+    if (end == pool_.out_height() && m.buffer.size() * sizeof(float) > kMostKept) m = {};
   }
 
  private:
