@@ -43,7 +43,7 @@ class ImageUnit:
 def image_convs(graph: Graph) -> dict[str, ImageUnit]:
     """The float convolutions of `graph` that read an image of few channels, by the names of the values they end in.
 
-    It goes by the convolution alone, so that a unit that is timed by itself is what it is in a network.
+    Not where a float convolution goes on: runtimes keep the blocks of channels that they like best between two of them.
     """
     readers, eight_bit, shapes = graph.readers(), eight_bit_units(graph), graph.shapes()
     found = {}
@@ -63,5 +63,7 @@ def image_convs(graph: Graph) -> dict[str, ImageUnit]:
         if not isinstance(pool, FloatOp) or pool.kind != "max_pool":
             pool = None
         unit = ImageUnit(op, tuple(chain[1:]), pool)
-        found[unit.ops[-1].output] = unit
+        output = unit.ops[-1].output
+        if not any(isinstance(reader, FloatOp) and reader.kind == "conv" for reader in readers.get(output, [])):
+            found[output] = unit
     return found

@@ -97,7 +97,7 @@ struct Work {
 
   int64_t run_pixels() const { return std::max(kRunPixels, shape.width); }
 
-  // Packs rows [begin, end) of plan.row_cells of one image, where cells of padding are 0 already.
+  // Packs rows [begin, end) of plan.row_cells of one image, with their padding.
   // `fill(channel, n, pixel, pixels, words)` gives the signs of n channels for a run of pixels.
   template <typename Fill>
   void pack(int64_t begin, int64_t end, uint8_t* cells, const Fill& fill) const {
@@ -108,12 +108,20 @@ struct Work {
       for (int64_t word = 0; word < words_of(shape.group_channels()); ++word) {
         const int64_t channel = group * shape.group_channels() + word * kWordBits;
         const int64_t bits = std::min(kWordBits, shape.group_channels() - word * kWordBits);
+        uint8_t* planes = cells + word * plan.word_cells * isa.cell_bytes;
+        const auto place_padding = [&](int64_t row, int64_t last) {
+          for (; row < last; ++row) {
+            if (row_cell(row) >= 0) place_row(nullptr, planes + row_cell(row) * isa.cell_bytes);
+          }
+        };
+        place_padding(begin, top);
+        place_padding(bottom, end);
         for (int64_t row = top; row < bottom;) {
           int64_t rows = 0;  // that follow each other, are read by some kernel row, and fit into a run
           while (row + rows < bottom && (rows + 1) * shape.width <= run_pixels() && row_cell(row + rows) >= 0) ++rows;
           if (rows > 0) fill(channel, bits, (row - shape.pad_top) * shape.width, rows * shape.width, words);
           for (int64_t r = 0; r < rows; ++r) {
-            place_row(words + r * shape.width, cells + (word * plan.word_cells + row_cell(row + r)) * isa.cell_bytes);
+            place_row(words + r * shape.width, planes + row_cell(row + r) * isa.cell_bytes);
           }
           row += std::max<int64_t>(rows, 1);
         }
@@ -123,15 +131,30 @@ struct Work {
 
   int64_t row_cell(int64_t row) const { return plan.row_cells[static_cast<size_t>(row)]; }
 
-  // words: of the pixels of one image row. cells: where the first kernel column has it.
+  // words: of the pixels of one image row, null for one of padding. cells: where the first kernel column has it.
   void place_row(const uint32_t* words, uint8_t* cells) const {
     for (const Plan::Column& column : plan.columns) {
-      const int64_t n = column.end - column.begin;
-      if (n > 0) {
-        isa.place(words + column.begin * shape.stride_w + column.at, shape.stride_w, n,
-                  cells + column.begin * isa.cell_bytes, plan.cell_plane);
+      const int64_t begin = words ? column.begin : 0, end = words ? column.end : 0;
+      if (end > begin) {
+        isa.place(words + begin * shape.stride_w + column.at, shape.stride_w, end - begin,
+                  cells + begin * isa.cell_bytes, plan.cell_plane);
       }
+      clear(cells, 0, begin);
+      clear(cells, end, plan.out_width);
       cells += plan.tap_cells * isa.cell_bytes;
+    }
+  }
+
+  // Cells [first, last) of all planes of a word.
+  void clear(uint8_t* cells, int64_t first, int64_t last) const {
+    const size_t bytes = static_cast<size_t>((last - first) * isa.cell_bytes);
+    for (int64_t c = 0; bytes && c < isa.cells_per_word; ++c) {
+      uint8_t* target = cells + (c * plan.cell_plane + first) * isa.cell_bytes;
+      if (bytes == 4) {
+        std::memset(target, 0, 4);  // a call less
+      } else {
+        std::memset(target, 0, bytes);
+      }
     }
   }
 
@@ -193,7 +216,6 @@ struct Work {
     uint8_t* cells = planes.bytes(static_cast<size_t>(most * cells_bytes + kOverread * isa.cell_bytes));
     for (int64_t first = 0; first < shape.batch; first += most) {
       const int64_t images = std::min(most, shape.batch - first), listed = static_cast<int64_t>(rows.size());
-      if (plan.padded) std::memset(cells, 0, static_cast<size_t>(images * cells_bytes));
       const auto pack_rows = [&](int64_t image, int64_t begin, int64_t end) {
         pack(begin, end, cells + image * cells_bytes, [&](auto... of_run) { fill(first + image, of_run...); });
       };

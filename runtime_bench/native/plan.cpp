@@ -66,7 +66,6 @@ Plan make_plan(const ConvShape& s, const Isa& isa) {
   plan.out_width = s.out_width();
   plan.row_step = s.stride_h;
   plan.extent = (s.kernel_h - 1) * s.dilation_h + 1;
-  plan.padded = s.pad_top > 0 || (s.out_height() - 1) * s.stride_h + plan.extent > s.pad_top + s.height;
 
   cut(s, isa, &plan);
 
@@ -95,7 +94,6 @@ Plan make_plan(const ConvShape& s, const Isa& isa) {
     const int64_t begin = at < 0 ? std::min(ceil_div(-at, s.stride_w), plan.out_width) : 0;
     const int64_t end = s.width <= at ? 0 : std::min((s.width - 1 - at) / s.stride_w + 1, plan.out_width);
     plan.columns.push_back({at, begin, std::max(begin, end)});
-    plan.padded = plan.padded || begin > 0 || end < plan.out_width;
   }
   plan.tap_cells = plan.cell_plane * isa.cells_per_word;
   plan.word_cells = plan.tap_cells * s.kernel_w;

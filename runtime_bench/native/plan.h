@@ -54,7 +54,6 @@ struct Plan {
   int64_t cell_plane;              // from one cell of a word to the next: a plane for each residue
   int64_t tap_cells, word_cells;   // from one kernel column to the next, and from one word
   int64_t group_cells, image_cells;
-  bool padded;               // some cells show padding
   int64_t row_step, extent;  // output row i reads rows [i * row_step, i * row_step + extent), counted as in row_cells
 
   std::vector<Join> joins;

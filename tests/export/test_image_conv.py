@@ -37,6 +37,11 @@ def conv(**other: Any) -> FloatOp:
     return op("conv", "conv", "image", **{"weight": weight, "bias": bias, **given, **other})
 
 
+def conv_behind(x: str) -> FloatOp:
+    weight = RNG.standard_normal((4, CHANNELS, 1, 1)).astype(np.float32)
+    return replace(conv(weight=weight, bias=weight[:, 0, 0, 0], pads=(0, 0, 0, 0)), inputs=(x,), output="behind")
+
+
 def per_channel() -> np.ndarray:
     return RNG.standard_normal(CHANNELS).astype(np.float32)
 
@@ -72,6 +77,10 @@ GRAPHS: dict[str, tuple[list[FloatOp], list[str]]] = {
         ["ImageConv2d", "MaxPool", "Relu", "MaxPool", "Add"],
     ),
     "a rounding": ([conv(), op("quantize", "q", "conv", scale=0.5, zero_point=9)], ["ImageConv2d", "QuantizeLinear"]),
+    "another convolution behind a pool": (
+        [conv(), pool("conv"), conv_behind("pool")],
+        ["Conv", "MaxPool", "Conv"],
+    ),
     "dilated": ([conv(dilations=(1, 2))], ["Conv"]),
     "groups": ([conv(groups=3, weight=RNG.standard_normal((9, 1, 3, 3)).astype(np.float32))], ["Conv"]),
 }
