@@ -77,7 +77,8 @@ struct Layout {
   int64_t ring_at, zeros_at, down_at, pixels_at, parts_at, result_at, pooled_at, size = 0;
 };
 
-// Of one thread, which goes on with its next slab where its last one ended if these are neighbours.
+// Of one thread, which keeps what its last slab has made if the next one of the same image lies further down, at once
+// or after slabs of others: rows are made when they are asked for, and what was skipped is not read any more.
 struct Scratch {
   std::vector<float> buffer;  // kept unless there is a lot of it: fresh pages cost more than the convolution
   uint64_t run = 0;
@@ -142,7 +143,7 @@ class Rows {
       isa_.emit(rows.data(), static_cast<int64_t>(rows.size()), layout_.channels, pool_.out_width(), s_.out_channels,
                 y + row * pool_.out_width(), plane);
     }
-    if (end == pool_.out_height() && m.buffer.size() * sizeof(float) > kMostKept) m = {};
+    if (m.buffer.size() * sizeof(float) > kMostKept) m = {};
   }
 
  private:

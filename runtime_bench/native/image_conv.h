@@ -5,7 +5,8 @@
 //     y = the largest v of each window of the pool            pads of the pool are no values
 //
 // 4 x 4 neighbouring sums are made of fewer products than they have (toom_cook.h), so rounding differs from that of a
-// plain sum, and a value that is not finite, or a sum near the largest float, spoils its neighbours.
+// plain sum, also where a window has nothing but zeros beside others that do not, and a value that is not finite, or a
+// sum near the largest float, spoils its neighbours.
 #pragma once
 
 #include <cstdint>

@@ -63,7 +63,7 @@ def test_a_network_without_residuals_is_written_with_bits_between_its_units(tmp_
     report = export_network(Network(residual=False), IMAGES, tmp_path / "net.onnx", "onnx", {})
     assert (report["binary_convs"], report["float_convs"]) == (2, 1) and report["argmax_agreement"] >= 0.997
     operators = [node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node if node.domain == "ai.bnas"]
-    assert operators == ["ImageConv2d", "PackSigns", "BinaryConv2dBits", "BinaryConv2dFromBits"]
+    assert operators == ["PackSigns", "BinaryConv2dBits", "BinaryConv2dFromBits"]
     assert {p.name for p in tmp_path.iterdir()} == {"net.onnx", "net.fp32.onnx", "net.int8.onnx"}
 
 
