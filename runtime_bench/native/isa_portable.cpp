@@ -56,18 +56,6 @@ void count(const Counting& job, int64_t first, int64_t positions, int channels, 
   }
 }
 
-void finish(const Finish& f, const int32_t* counts, const float* residual, float* y, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    float v = (f.fan_in - 2.0f * static_cast<float>(counts[i])) * f.scale + f.bias;
-    if (residual) v += residual[i];
-    if (f.rectify) {
-      v -= f.shift_in;
-      v = (v < 0 ? v * f.slope : v) + f.shift_out;
-    }
-    y[i] = v;
-  }
-}
-
 void threshold(const int32_t* counts, int32_t limit, int bit, uint32_t* words, int64_t n) {
   for (int64_t i = 0; i < n; ++i) words[i] |= static_cast<uint32_t>(counts[i] > limit) << bit;
 }
@@ -86,7 +74,7 @@ int64_t bound(int64_t rounds, uint32_t* sink) {
 }  // namespace
 
 extern const Isa kPortable;
-const Isa kPortable = {"portable", 4,           1,     kBlock, 256,     pack,      place,
-                       join_cells, weight_cell, count, finish, nullptr, threshold, bound};
+const Isa kPortable = {"portable", 4,           1,     kBlock,         256,     pack,      place,
+                       join_cells, weight_cell, count, finish_plainly, nullptr, threshold, bound};
 
 }  // namespace bnas

@@ -33,27 +33,7 @@ void require_size(const char* what, int64_t value) {
   refuse(std::string(what) + " is " + std::to_string(value) + ", expected 1 to " + std::to_string(kMost));
 }
 
-// Attributes -> a shape without batch, height, width and output channels.
-template <typename Attributes>
-ConvShape conv_attributes(const Attributes& attributes) {
-  const std::vector<int64_t> kernel = integers(attributes, "kernel_shape", 2);
-  const std::vector<int64_t> strides = integers(attributes, "strides", 2);
-  const std::vector<int64_t> pads = integers(attributes, "pads", 4);
-  const std::vector<int64_t> dilations = integers(attributes, "dilations", 2);
-  const int64_t in_channels = integers(attributes, "in_channels", 1)[0];
-  ConvShape shape;
-  shape.groups = integer(attributes, "group");
-  require_size("group", shape.groups);
-  require_size("in_channels", in_channels);
-  shape.channels = in_channels * shape.groups;
-  shape.kernel_h = kernel[0], shape.kernel_w = kernel[1];
-  shape.stride_h = strides[0], shape.stride_w = strides[1];
-  shape.dilation_h = dilations[0], shape.dilation_w = dilations[1];
-  shape.pad_top = pads[0], shape.pad_left = pads[1], shape.pad_bottom = pads[2], shape.pad_right = pads[3];
-  return shape;
-}
-
-// The same for ImageConv2d, which has one group and no dilation.
+// Attributes -> a shape without batch, height, width and output channels. This one has one group and no dilation.
 template <typename Attributes>
 ConvShape image_attributes(const Attributes& attributes) {
   const std::vector<int64_t> kernel = integers(attributes, "kernel_shape", 2);
@@ -65,6 +45,17 @@ ConvShape image_attributes(const Attributes& attributes) {
   shape.kernel_h = kernel[0], shape.kernel_w = kernel[1];
   shape.stride_h = strides[0], shape.stride_w = strides[1];
   shape.pad_top = pads[0], shape.pad_left = pads[1], shape.pad_bottom = pads[2], shape.pad_right = pads[3];
+  return shape;
+}
+
+template <typename Attributes>
+ConvShape conv_attributes(const Attributes& attributes) {
+  ConvShape shape = image_attributes(attributes);
+  const std::vector<int64_t> dilations = integers(attributes, "dilations", 2);
+  shape.dilation_h = dilations[0], shape.dilation_w = dilations[1];
+  shape.groups = integer(attributes, "group");
+  require_size("group", shape.groups);
+  shape.channels *= shape.groups;
   return shape;
 }
 
